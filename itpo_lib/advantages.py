@@ -1,0 +1,133 @@
+"""Advantage estimators: unit rewards in, one advantage per assistant token out.
+
+Shapes: B dialogues in groups of G neighbours that share a prompt, K units, T tokens. `mask` (B, K)
+marks units that exist and count; a failed dialogue has none. RLOO: arXiv 2402.14740. GRPO on process
+rewards: arXiv 2402.03300, section 4.1.3. GAE: arXiv 1506.02438.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .credit import Credit, reverse_cumsum
+from .errors import ItpoError, require, unknown_name
+
+ESTIMATORS = ("rloo", "grpo", "ppo")
+BASELINES = ("turn", "official", "outcome", "credit_weighted")
+GRPO_SCALES = ("std", "none")
+
+
+def check_group(batch: int, group_size: int) -> None:
+    """Refuse groups that leave nothing to compare with."""
+    require(group_size >= 2, f"a group needs at least 2 samples per prompt to have a baseline, got {group_size}")
+    require(batch % group_size == 0, f"{batch} dialogues do not divide into groups of {group_size}")
+
+
+def leave_one_out(values: Tensor, valid: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Mean of `values` over the OTHER valid samples of the group, and how many there are; shape kept.
+
+    `values` and `valid` are (B, ...). Where no other is valid the mean is 0.
+    """
+    grouped, counted = values.unflatten(0, (-1, group_size)), valid.float().unflatten(0, (-1, group_size))
+    total, count = (grouped * counted).sum(1, keepdim=True), counted.sum(1, keepdim=True)
+    others = (count - counted).flatten(0, 1)
+    return (total - grouped * counted).flatten(0, 1) / others.clamp(min=1), others
+
+
+def rloo(credit: Credit, scores: Tensor, group_size: int, baseline: str = "outcome", gamma: float = 1.0) -> Tensor:
+    """RLOO advantages (B, K), 0 where there is no unit.
+
+    Baselines: `turn`, return-to-go minus the mean return-to-go of the others that reach unit k (the
+    others' whole return where none does); `official`, the released code's per-row mean, subtracted at
+    every unit and summed backwards; `outcome`, leave-one-out on `scores` (B,), then spread by the
+    credit's shares and summed backwards; `credit_weighted`, K·w_k·(S - b) with no return-to-go.
+    """
+    check_group(len(credit.rewards), group_size)
+    rewards, mask = credit.rewards * credit.mask, credit.mask
+    if baseline == "turn":
+        returns = reverse_cumsum(rewards, gamma)
+        reached, others = leave_one_out(returns, mask, group_size)
+        whole, _ = leave_one_out(returns[:, :1], mask[:, :1], group_size)
+        return (returns - torch.where(others > 0, reached, whole)) * mask * _has_peers(mask, group_size)
+    if baseline == "official":
+        means = rewards.sum(1) / mask.sum(1).clamp(min=1)
+        others, _ = leave_one_out(means, mask.any(1), group_size)
+        return reverse_cumsum((rewards - others[:, None]) * mask, gamma) * mask * _has_peers(mask, group_size)
+    if baseline not in BASELINES:
+        raise unknown_name("baseline", baseline, BASELINES)
+    if credit.shares is None:
+        raise ItpoError(
+            f"baseline {baseline!r} spreads the outcome by shares, and this credit method gives none; "
+            "use baseline 'turn' or 'official'"
+        )
+    others, _ = leave_one_out(scores, mask.any(1), group_size)
+    spread = credit.shares * (scores - others)[:, None] * mask * _has_peers(mask, group_size)
+    if baseline == "credit_weighted":
+        return spread * mask.sum(1, keepdim=True)
+    return reverse_cumsum(spread, gamma) * mask
+
+
+def _has_peers(mask: Tensor, group_size: int) -> Tensor:
+    """(B, 1) float: 1 where another sample of the group counts; a lone survivor learns nothing."""
+    valid = mask.any(1)
+    return (leave_one_out(valid.float(), valid, group_size)[1] > 0).float()[:, None]
+
+
+def grpo(credit: Credit, group_size: int, scale: str = "std", gamma: float = 1.0) -> Tensor:
+    """GRPO on process rewards, (B, K): normalise over all units of the group, then sum backwards.
+
+    `scale="none"` only centres (Dr. GRPO). A group whose rewards are all equal gets zero advantages.
+    """
+    check_group(len(credit.rewards), group_size)
+    if scale not in GRPO_SCALES:
+        raise unknown_name("GRPO scale", scale, GRPO_SCALES)
+    mask = credit.mask
+    grouped = credit.rewards.unflatten(0, (-1, group_size))
+    counted = mask.float().unflatten(0, (-1, group_size))
+    count = counted.sum((1, 2), keepdim=True)
+    mean = (grouped * counted).sum((1, 2), keepdim=True) / count.clamp(min=1)
+    centred = (grouped - mean) * counted
+    if scale == "std":
+        std = (centred.square().sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        centred = torch.where(std > 1e-6, centred / std.clamp(min=1e-6), 0.0)
+    return reverse_cumsum(centred.flatten(0, 1), gamma) * mask
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation over trainable tokens; advantages and value targets, (B, T).
+
+    The tokens of `mask` are squeezed together first: γλ does not decay across the user's words, and
+    no value is read off them. The value after the last token is 0.
+    """
+    order = (~mask).long().argsort(1, stable=True)  # trainable tokens first, in order
+    packed_mask = mask.gather(1, order)
+    packed_rewards, packed_values = rewards.gather(1, order) * packed_mask, values.gather(1, order) * packed_mask
+    following = torch.nn.functional.pad(packed_values[:, 1:], (0, 1))
+    errors = (packed_rewards + gamma * following - packed_values) * packed_mask
+    packed = reverse_cumsum(errors, gamma * lam)
+    advantages = torch.zeros_like(values).scatter(1, order, packed * packed_mask)
+    return advantages, (advantages + values) * mask
+
+
+def rewards_on_last_token(credit: Credit) -> Tensor:
+    """Each unit's reward on the last of its tokens, (B, K) -> (B, T)."""
+    ids = credit.unit_ids
+    following = torch.nn.functional.pad(ids[:, 1:], (0, 1))
+    last = (ids > 0) & (following != ids)
+    return spread_to_tokens(credit.rewards * credit.mask, ids) * last
+
+
+def spread_to_tokens(values: Tensor, unit_ids: Tensor) -> Tensor:
+    """Give each token the value of its unit, (B, K) -> (B, T); 0 on tokens of no unit."""
+    return torch.nn.functional.pad(values, (1, 0)).gather(1, unit_ids)
+
+
+def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and variance 1 over the tokens of `mask`, 0 elsewhere; all-equal advantages become 0."""
+    count = mask.sum().clamp(min=1)
+    centred = (advantages - (advantages * mask).sum() / count) * mask
+    std = (centred.square().sum() / count).sqrt()
+    return torch.where(std > 1e-8, centred / std.clamp(min=1e-8), 0.0)

