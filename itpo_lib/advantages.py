@@ -90,19 +90,18 @@ def grpo(credit: Credit, group_size: int, scale: str = "std", gamma: float = 1.0
     centred = (grouped - mean) * counted
     if scale == "std":
         std = (centred.square().sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-        centred = torch.where(std > 1e-6, centred / std.clamp(min=1e-6), 0.0)
+        rounding = 1e-6 * (grouped * counted).abs().amax((1, 2), keepdim=True).clamp(min=1)
+        centred = torch.where(std > rounding, centred / std.clamp(min=1e-6), 0.0)
     return reverse_cumsum(centred.flatten(0, 1), gamma) * mask
 
 
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over trainable tokens; advantages and value targets, (B, T).
 
     The tokens of `mask` are squeezed together first: γλ does not decay across the user's words, and
     no value is read off them. The value after the last token is 0.
     """
-    order = (~mask).long().argsort(1, stable=True)  # trainable tokens first, in order
+    order = (~mask).long().argsort(dim=1, stable=True)  # trainable tokens first, in order
     packed_mask = mask.gather(1, order)
     packed_rewards, packed_values = rewards.gather(1, order) * packed_mask, values.gather(1, order) * packed_mask
     following = torch.nn.functional.pad(packed_values[:, 1:], (0, 1))
@@ -130,4 +129,5 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum().clamp(min=1)
     centred = (advantages - (advantages * mask).sum() / count) * mask
     std = (centred.square().sum() / count).sqrt()
-    return torch.where(std > 1e-8, centred / std.clamp(min=1e-8), 0.0)
+    rounding = 1e-6 * (advantages * mask).abs().max().clamp(min=1)  # equal numbers differ by this much in fp32
+    return torch.where(std > rounding, centred / std.clamp(min=1e-6), 0.0)

@@ -96,10 +96,11 @@ class ChatFormat:
 
     def text(self, ids: list[int]) -> str:
         """The plain text of sampled ids, control tokens left out."""
-        return self.tokenizer.decode([i for i in ids if i not in self.control_ids]).strip()
+        return str(self.tokenizer.decode([i for i in ids if i not in self.control_ids])).strip()
 
     def _render(self, messages: list[Message]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        return str(self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
 
     def _glue(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

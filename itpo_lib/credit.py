@@ -49,9 +49,12 @@ def trajectory_shares(mask: Tensor) -> Tensor:
 
 
 def uniform_shares(mask: Tensor, seed: int) -> Tensor:
-    """Dirichlet(1) shares over the units of each dialogue, (B, K); the same for the same `seed`."""
+    """Dirichlet(1) shares over the units of each dialogue, (B, K); the same for the same `seed`.
+
+    Drawn unit by unit, so that padding K does not change them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    draws = -torch.rand(mask.shape, generator=generator, dtype=torch.float64).clamp(min=1e-12).log()
+    draws = -torch.rand(mask.T.shape, generator=generator, dtype=torch.float64).T.clamp(min=1e-12).log()
     draws = draws.to(mask.device, torch.float32) * mask
     return draws / draws.sum(1, keepdim=True).clamp(min=1e-12)
 

@@ -41,7 +41,9 @@ class ValueModel(torch.nn.Module):
 class Critic:
     """A value model and its training."""
 
-    def __init__(self, policy: PreTrainedModel, lr: float, max_grad_norm: float = 1.0, clip: float = 0.2, epochs: int = 2):
+    def __init__(
+        self, policy: PreTrainedModel, lr: float, max_grad_norm: float = 1.0, clip: float = 0.2, epochs: int = 2
+    ):
         self.model, self.clip, self.epochs = ValueModel(policy), clip, epochs
         trainable = [(n, p) for n, p in self.model.named_parameters() if "lm_head" not in n]
         self.sidecar = Sidecar("critic", trainable, lr, max_grad_norm)

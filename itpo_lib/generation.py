@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from .errors import require
 from .logprobs import backbone, lm_logits
 
 
@@ -54,6 +55,8 @@ class CachedGenerator:
         self.model, self.temperature = model, temperature
         self.stop = torch.tensor(sorted(stop_ids), device=model.device)
         self.cache = DynamicCache(config=model.config)
+        windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
+        self.window = min((window for window in windows if window is not None), default=None)
         self.rows: list[int] = []
         self.mask = torch.zeros(0, 0, dtype=torch.bool, device=model.device)  # (rows, columns) of the cache
         self.pending: list[list[int]] = []  # sampled last, not yet in the cache
@@ -94,6 +97,11 @@ class CachedGenerator:
         """Feed columns (rows, W); `live` marks real tokens. Holes stay masked for ever."""
         before = self.mask.sum(1, keepdim=True)
         self.mask = torch.cat([self.mask, live], 1)
+        require(
+            self.window is None or self.mask.shape[1] <= self.window,
+            f"{self.model.config.model_type} attends to a sliding window of {self.window} tokens, and these dialogues "
+            "are longer; shorten prompts and limits, or use a model without a window",
+        )
         positions = (before + live.cumsum(1) - 1).clamp(min=0)
         return backbone(self.model)(
             input_ids=ids,

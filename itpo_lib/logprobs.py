@@ -28,7 +28,7 @@ def hidden_states(model: PreTrainedModel, batch: DialogueBatch) -> Tensor:
 def token_logprobs(
     model: PreTrainedModel, batch: DialogueBatch, temperature: float = 1.0, micro_batch: int | None = None
 ) -> Tensor:
-    """log π(y_t | context) of every assistant token, (B, T) fp32; 0 at all other positions.
+    """log π(y_t | context) of every assistant token, (B, T), fp32 or better; 0 at all other positions.
 
     Only assistant tokens reach the LM head. `micro_batch` bounds the rows of one forward pass.
     """
@@ -40,18 +40,19 @@ def token_logprobs(
     mask = batch.assistant_mask
     logits = lm_logits(model, hidden_states(model, batch)[mask]) / temperature  # (N, V), N assistant tokens
     chosen = logits.gather(-1, batch.completion_ids[mask][:, None])[:, 0] - logits.logsumexp(-1)
-    result = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    result = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)
     return result.masked_scatter(mask, chosen)
 
 
 def lm_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """fp32 logits of hidden states, with the model's own soft cap where it has one."""
-    logits = model.get_output_embeddings()(states).float()
+    """Logits of hidden states in fp32 or better, with the model's own soft cap where it has one."""
+    logits = model.get_output_embeddings()(states)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """The model below its LM head; adapters injected by PEFT stay active inside it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = getattr(model, "get_base_model", lambda: model)()  # a PeftModel is a wrapper
     return inner.get_decoder()

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .chat import ChatFormat
 from .errors import ItpoError, require
@@ -80,11 +80,13 @@ def load_policy(
     local folder, or a model on the Hugging Face hub. Weights load from safetensors only, never with
     remote code.
     """
-    path = {"tiny": lambda: shipped_checkpoint(task, difficulty), "smollm2": smollm2_folder}.get(name, lambda: Path(name))()
+    path = {"tiny": lambda: shipped_checkpoint(task, difficulty), "smollm2": smollm2_folder}.get(
+        name, lambda: Path(name)
+    )()
     if path.exists():
         check_checkpoint(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        tokenizer = load_tokenizer(path)
         model = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -93,7 +95,21 @@ def load_policy(
             f"cannot load the model {name!r}: {str(error).splitlines()[0]} Pass 'tiny', 'smollm2', a folder with "
             "config.json and model.safetensors, or the name of a model on the Hugging Face hub"
         ) from error
-    return model.to(device).eval(), ChatFormat(tokenizer)
+    model.to(device)  # type: ignore[arg-type]  # the decorator around `to` loses self in its annotation
+    return model.eval(), ChatFormat(tokenizer)
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """A folder's or the hub's tokenizer.
+
+    A tokenizer without a class of its own is loaded as what it is: AutoTokenizer would take the
+    model's family instead and, for a tiny Qwen2, silently swap in Qwen2's byte-level splitting.
+    """
+    settings = path / "tokenizer_config.json"
+    generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
+    if settings.exists() and json.loads(settings.read_text()).get("tokenizer_class") in generic:
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    return AutoTokenizer.from_pretrained(str(path))
 
 
 def shipped_checkpoint(task: str, difficulty: str = "normal") -> Path:
@@ -102,7 +118,8 @@ def shipped_checkpoint(task: str, difficulty: str = "normal") -> Path:
     made = sorted(p.name for p in CHECKPOINTS.glob("*/")) if CHECKPOINTS.exists() else []
     require(
         path.exists(),
-        f"no warm start is shipped for task {task!r} at difficulty {difficulty!r} (there are: {', '.join(made) or 'none'}); "
+        f"no warm start is shipped for task {task!r} at difficulty {difficulty!r} "
+        f"(there are: {', '.join(made) or 'none'}); "
         f"make one with `itpo warmstart --task {task} --difficulty {difficulty}`",
     )
     return path

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from .dialogue import DialogueBatch
 from .errors import require
 from .logprobs import token_logprobs
 from .sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def token_rewards(prm_logprobs: Tensor, ref_logprobs: Tensor, beta: float, clip: float | None = None) -> Tensor:
@@ -67,7 +71,8 @@ class ImplicitPRM:
     def beside(cls, policy: PreTrainedModel, **settings) -> ImplicitPRM:
         """A PRM that starts from the policy's weights: a full copy, or an adapter on the same base."""
         if hasattr(policy, "peft_config"):
-            policy.add_adapter("prm", policy.peft_config["default"])
+            adapters = cast("PeftModel", policy)
+            adapters.add_adapter("prm", adapters.peft_config["default"])
             return cls(policy, **settings)
         model = copy.deepcopy(policy)
         for parameter in model.parameters():
@@ -83,24 +88,32 @@ class ImplicitPRM:
         """Token rewards r_φ, (B, T)."""
         return token_rewards(self.logprobs(batch, micro_batch), ref_logprobs, self.beta, self.clip)
 
-    def update(self, batch: DialogueBatch, ref_logprobs: Tensor, outcomes: Tensor, valid: Tensor) -> float:
-        """Train on one batch of dialogues; rows outside `valid` (B,) bool have no weight. Returns the mean loss."""
-        size, losses = self.mini_batch or len(batch), []
+    def update(
+        self, batch: DialogueBatch, ref_logprobs: Tensor, outcomes: Tensor, valid: Tensor
+    ) -> tuple[float, Tensor]:
+        """Train on one batch of dialogues; rows outside `valid` (B,) bool have no weight.
+
+        Returns the mean loss, and the scores R_φ (B,) that each dialogue had before it was trained on.
+        """
+        size, losses, fresh = self.mini_batch or len(batch), [], []
+        targets = outcomes.nan_to_num(0.0)
         with self._active():
-            for _ in range(self.epochs):
+            for epoch in range(self.epochs):
                 for start in range(0, len(batch), size):
                     rows = slice(start, start + size)
-                    part = batch.rows(rows)
-                    width, weight = part.turn_ids.shape[1], valid[rows].float()
-                    rewards = token_rewards(
-                        token_logprobs(self.model, part), ref_logprobs[rows, :width], self.beta, self.clip
-                    )
-                    loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                        rewards.sum(1), outcomes[rows].nan_to_num(0.0), weight=weight, reduction="sum"
-                    ) / weight.sum().clamp(min=1)
+                    scores, weight = self._scores(batch.rows(rows), ref_logprobs[rows]), valid[rows].float()
+                    errors = torch.nn.functional.binary_cross_entropy_with_logits(scores, targets[rows], reduction="none")
+                    loss = (errors * weight).sum() / weight.sum().clamp(min=1)
                     self.sidecar.step(loss)
                     losses.append(loss.item())
-        return sum(losses) / len(losses)
+                    if epoch == 0:
+                        fresh.append(scores.detach())
+        return sum(losses) / len(losses), torch.cat(fresh)
+
+    def _scores(self, batch: DialogueBatch, ref_logprobs: Tensor) -> Tensor:
+        """R_φ with gradients, (B,)."""
+        ref_logprobs = ref_logprobs[:, : batch.turn_ids.shape[1]]
+        return token_rewards(token_logprobs(self.model, batch), ref_logprobs, self.beta, self.clip).sum(1)
 
     @contextlib.contextmanager
     def _active(self) -> Iterator[None]:
@@ -120,5 +133,5 @@ def reference(policy: PreTrainedModel, frozen: PreTrainedModel | None) -> Iterat
     if frozen is not None:
         yield frozen
     else:
-        with policy.disable_adapter():
+        with cast("PeftModel", policy).disable_adapter():
             yield policy

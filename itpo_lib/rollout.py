@@ -132,6 +132,6 @@ def check_context_length(model: PreTrainedModel, dialogues: list[Dialogue], limi
     longest = max(len(d.prompt_ids) for d in dialogues)
     require(
         room is None or longest + limits.max_tokens <= room,
-        f"the longest prompt ({longest} tokens) plus max_tokens={limits.max_tokens} exceeds the model's {room} positions; "
-        "lower max_tokens or shorten the prompts",
+        f"the longest prompt ({longest} tokens) plus max_tokens={limits.max_tokens} exceeds the model's {room} "
+        "positions; lower max_tokens or shorten the prompts",
     )

@@ -55,6 +55,8 @@ class Sidecar:
             raise ItpoError(f"corrupt checkpoint: {path} cannot be read ({error})") from error
         for name, p in self.parameters.items():
             require(f"weight/{name}" in tensors, f"corrupt checkpoint: {path} lacks the weight {name!r}")
+            found = tuple(tensors[f"weight/{name}"].shape)
+            require(found == p.shape, f"{path} is of another model: {name!r} has shape {found}, not {tuple(p.shape)}")
             with torch.no_grad():
                 p.copy_(tensors[f"weight/{name}"])
             state = {key.split("/", 1)[0]: v for key, v in tensors.items() if key.split("/", 1)[1] == name}

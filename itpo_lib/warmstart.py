@@ -37,7 +37,9 @@ def novice_dialogues(task: Task, chat: ChatFormat, start: int, n: int) -> list[D
     return dialogues
 
 
-def warmstart(task_name: str, difficulty: str, out: Path, steps: int = 1200, batch_size: int = 64, seed: int = 0) -> dict:
+def warmstart(
+    task_name: str, difficulty: str, out: Path, steps: int = 500, batch_size: int = 64, seed: int = 0
+) -> dict:
     """Train a tiny policy by imitation and save it in `out`; returns what was measured.
 
     `steps` optimiser steps on `batch_size` fresh dialogues each, half of them with everything revealed.
@@ -79,7 +81,9 @@ def warmstart(task_name: str, difficulty: str, out: Path, steps: int = 1200, bat
 
 def mean_outcome(model: PreTrainedModel, chat: ChatFormat, task: Task, n: int = 512) -> float:
     """Mean outcome of sampled dialogues on `n` validation goals."""
-    outcomes: Iterator[Any] = (d.outcome for d in play(model, chat, task, [Episode(task.goal(i, "validation"), i) for i in range(n)]))
+    outcomes: Iterator[Any] = (
+        d.outcome for d in play(model, chat, task, [Episode(task.goal(i, "validation"), i) for i in range(n)])
+    )
     return round(float(np.mean(list(outcomes))), 4)
 
 

@@ -24,6 +24,9 @@ __all__ = [
 
 _TASKS: dict[tuple[str, str], str | type[Task]] = {
     ("math_tutoring", "tiny"): "itpo_lib.tasks.math_tiny:TinyMathTutoring",
+    ("math_tutoring", "text"): "itpo_lib.tasks.math_text:TextMathTutoring",
+    ("document_writing", "tiny"): "itpo_lib.tasks.document_tiny:TinyDocumentWriting",
+    ("medical_recommendation", "tiny"): "itpo_lib.tasks.medical_tiny:TinyMedicalRecommendation",
 }
 
 
@@ -49,6 +52,6 @@ def get_task(name: str, scale: str = "tiny", **options: Any) -> Task:
         module, attribute = entry.split(":")
         entry = getattr(importlib.import_module(module), attribute)
     try:
-        return entry(**options)  # type: ignore[operator]
+        return entry(**options)
     except TypeError as error:
         raise ItpoError(f"task {name!r} ({scale}): {error}") from error

@@ -26,6 +26,10 @@ class Limits:
         for name in ("max_turns", "max_turn_tokens", "max_tokens"):
             value = getattr(self, name)
             require(isinstance(value, int) and value >= 1, f"{name} must be an integer >= 1, got {value!r}")
+        require(
+            self.max_turn_tokens < self.max_tokens,
+            f"max_tokens={self.max_tokens} must exceed max_turn_tokens={self.max_turn_tokens}: one turn has to fit",
+        )
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ class Task(ABC):
         value = self.outcome(goal, messages)
         require(
             isinstance(value, int | float | np.number) and 0.0 <= value <= 1.0,
-            f"task {self.name!r} ({self.scale}) returned the outcome {value!r} for goal {goal.index} of {goal.split!r}; "
-            "an outcome is a number in [0, 1]",
+            f"task {self.name!r} ({self.scale}) returned the outcome {value!r} for goal {goal.index} of "
+            f"{goal.split!r}; an outcome is a number in [0, 1]",
         )
         return float(value)
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..dialogue import Message
-from .base import Goal, Limits, ScriptedAssistant, Task, User
-from .slots import Noise, NoviceHabits, Slot, SlotExpert, SlotNovice, SlotUser, difficulty_level, told_values
+from .base import Goal
+from .slot_task import SlotTask, goal_picker, words_after
+from .slots import Noise, Slot
 
 NAMES = ("anna", "ben", "carla", "david", "emma", "felix")
 UNITS = ("apples", "books", "coins", "pens", "stones")
@@ -86,69 +87,35 @@ LEVELS: dict[str, dict[str, Any]] = {
 }
 
 
-class TinyMathTutoring(Task):
+class TinyMathTutoring(SlotTask):
     """The tiny math tutor. `revealed=True` makes openings that hide nothing (to measure competence)."""
 
-    name, scale = "math_tutoring", "tiny"
-
-    def __init__(self, difficulty: str = "normal", revealed: bool = False, noise: Noise | None = None):
-        level = difficulty_level(LEVELS, difficulty, self.name)
-        self.difficulty, self.revealed = difficulty, revealed
-        self.hidden_slots: tuple[str, ...] = level["hidden"]
-        self.noise: Noise = noise or level["noise"]
-        self.limits = Limits(max_turns=level["max_turns"], max_turn_tokens=14, max_tokens=280)
-        self.slots = tuple(SLOTS[name] for name in ("unit", "age", "colour", "action", "amount"))
+    name = "math_tutoring"
+    levels, questions, done_word = LEVELS, QUESTIONS, "answer"
+    slots = tuple(SLOTS[name] for name in ("unit", "age", "colour", "action", "amount"))
+    max_turn_tokens, max_tokens = 14, 280
 
     def goal(self, index: int, split: str = "train") -> Goal:
-        rng = np.random.default_rng([0 if split == "train" else 1, index])
-        pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
+        pick = goal_picker(index, split)
         start, values = pick(STARTS), {slot.name: pick(slot.choices) for slot in SLOTS.values()}
         number = evaluate([str(start), SIGNS[values["action"]], values["amount"]])
         name, unit_hidden = pick(NAMES), "unit" in self.hidden_slots
         opening = pick(OPENINGS).format(name=name, start=start, unit="things" if unit_hidden else values["unit"])
-        shown = [s for s in ("unit", "action", "amount") if self.revealed or (s not in self.hidden_slots and s != "unit")]
-        for slot in shown:
-            opening += " " + pick(SLOTS[slot].replies).format(value=values[slot])
+        shown = [s for s in ("action", "amount") if self.revealed or s not in self.hidden_slots]
         return Goal(
             index=index,
             split=split,
-            opening=opening,
+            opening=self.stating(opening, ["unit"] * self.revealed + shown, values, pick),
             hidden={name: values[name] for name in self.hidden_slots},
             answer=f"{number} {values['unit']}",
             data={"name": name, "start": start, "values": values},
         )
 
-    def user(self, goal: Goal, seed: int) -> User:
-        return SlotUser(self.slots, goal.data["values"], self.noise, seed, done_word="answer")
-
     def outcome(self, goal: Goal, messages: Sequence[Message]) -> float:
         """1 if the last turn states the right number (and the right unit, where it is hidden)."""
-        words = messages[-1]["content"].split() if messages[-1]["role"] == "assistant" else []
-        if "answer" not in words:
-            return 0.0
-        said, (number, unit) = words[words.index("answer") :], goal.answer.split()
+        said, (number, unit) = words_after(messages, "answer"), goal.answer.split()
         units = [word for word in said if word in UNITS]
         return float(evaluate(said) == int(number) and (units == [unit] or "unit" not in self.hidden_slots))
-
-    def novice(self, goal: Goal, seed: int) -> ScriptedAssistant:
-        return SlotNovice(
-            [SLOTS[name] for name in self.hidden_slots],
-            self.phrases(goal),
-            lambda told, rng: self.answer_text(goal, told, rng),
-            np.random.default_rng([8, seed]),
-            NoviceHabits(),
-            self.revealed,
-        )
-
-    def expert(self, goal: Goal, seed: int) -> ScriptedAssistant:
-        return SlotExpert(
-            [SLOTS[name] for name in self.hidden_slots],
-            self.phrases(goal),
-            lambda told, rng: self.answer_text(goal, told, rng),
-            self.limits.max_turns,
-            np.random.default_rng([7, seed]),
-            verify=self.noise.wrong > 0,
-        )
 
     def phrases(self, goal: Goal) -> dict[str, tuple[str, ...]]:
         """The wordings of each question for this goal's opening."""
@@ -156,27 +123,14 @@ class TinyMathTutoring(Task):
         return {k: tuple(q.format(name=goal.data["name"], unit=unit) for q in qs) for k, qs in QUESTIONS.items()}
 
     def answer_text(self, goal: Goal, told: dict[str, str], rng: np.random.Generator) -> str:
-        """An answer from what was told; whatever was not told is guessed."""
-        values = dict(goal.data["values"])  # visible facts are read off the opening
-        for name in self.hidden_slots:
-            if not self.revealed:
-                values[name] = told.get(name) or str(rng.choice(SLOTS[name].choices))
+        values = self.known_or_guessed(goal, told, rng)
         sign = SIGNS[values["action"]]
         return str(rng.choice(ANSWERS)).format(
             start=goal.data["start"], sign=sign, amount=values["amount"], unit=values["unit"]
         )
 
-    def told(self, messages: Sequence[Message]) -> dict[str, str]:
-        """What the user's words have revealed so far."""
-        return told_values(messages, [SLOTS[name] for name in self.hidden_slots])
-
-    def vocabulary(self) -> list[str]:
-        """Every word that this world, at any difficulty, can say."""
-        texts = [*NAMES, *UNITS, *map(str, range(0, 25)), *SIGNS.values(), "things", *OPENINGS, *ANSWERS]
-        texts += [q for qs in QUESTIONS.values() for q in qs]
-        texts += [t for s in SLOTS.values() for t in (*s.replies, *s.choices, *s.keywords)]
-        texts += [*SlotUser.vague_replies, *SlotUser.chatter, *SlotUser.puzzled]
-        return sorted({word for text in texts for word in text.split() if not word.startswith("{")})
+    def texts(self) -> list[str]:
+        return [*NAMES, *UNITS, *map(str, range(0, 25)), *SIGNS.values(), "things", *OPENINGS, *ANSWERS]
 
 
 def evaluate(words: Sequence[str]) -> int | None:

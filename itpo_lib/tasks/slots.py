@@ -56,6 +56,7 @@ class SlotUser(User):
     vague_replies = ("i am not sure .", "hmm let me think .", "i do not know yet .")
     chatter = ("i like this .", "what a day .", "my cat is here .")
     puzzled = ("i do not understand .", "what do you mean ?")
+    repeat_remark = "you asked that already ."
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class SlotUser(User):
         value = self._pick(others) if lies else truth
         said = self._pick(slot.replies).format(value=value)
         if again and self.note_repeats and self.told[slot.name] == truth:
-            said = f"you asked that already . {said}"
+            said = f"{self.repeat_remark} {said}"
         self.told[slot.name] = value
         return said
 

@@ -1,0 +1,119 @@
+"""`ITPOConfig`: every knob of a run, one documented field each, on top of TRL's `GRPOConfig`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage when a trainer is made
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func: we pin a tested range of TRL
+
+import torch
+from trl import GRPOConfig
+
+from .advantages import BASELINES, ESTIMATORS, GRPO_SCALES
+from .credit import CREDITS, NEEDS_PRM, SOFTMAX_MODES
+from .errors import require, unknown_name
+from .learning import LearningRule
+
+PRM_ORDERS = ("update_then_score", "score_then_update")
+KL_PLACES = ("loss", "reward")
+
+
+@dataclass
+class ITPOConfig(GRPOConfig):
+    """Settings of `ITPOTrainer`. The fields of TRL's `GRPOConfig` keep their meaning.
+
+    `beta` is the coefficient of the KL to the reference, as in TRL; the PRM's β is `prm_beta`.
+    Of TRL's defaults these differ: no gradient checkpointing, a constant learning rate, bf16 only on a
+    GPU that has it, a log line each step.
+    """
+
+    credit: str = field(default="norm_itpo", metadata={"help": "Credit method: " + ", ".join(CREDITS)})
+    estimator: str = field(default="rloo", metadata={"help": "Advantage estimator: " + ", ".join(ESTIMATORS)})
+    baseline: str = field(default="outcome", metadata={"help": "RLOO's baseline: " + ", ".join(BASELINES)})
+    grpo_scale: str = field(default="std", metadata={"help": "GRPO's scale: std, or none (Dr. GRPO)"})
+    credit_temperature: float = field(default=0.4, metadata={"help": "η of Norm-ITPO's softmax over turns"})
+    softmax_mode: str = field(default="sum", metadata={"help": "Norm-ITPO: sum (paper) or official (released code)"})
+    gamma: float = field(default=1.0, metadata={"help": "Discount per unit of credit"})
+    gae_lambda: float = field(default=0.95, metadata={"help": "λ of GAE, per trainable token (PPO)"})
+    length_penalty: float = field(default=0.0, metadata={"help": "λ: price of one assistant token, in units of R"})
+    whiten_advantages: bool = field(default=True, metadata={"help": "Whiten over all assistant tokens of the batch"})
+    kl_in: str = field(
+        default="loss", metadata={"help": "Where `beta`'s KL goes: loss (k3) or reward (k1); never both"}
+    )
+    prm_beta: float = field(default=0.05, metadata={"help": "β: scale of the PRM's token rewards"})
+    prm_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the PRM"})
+    prm_order: str = field(default="update_then_score", metadata={"help": "update_then_score or score_then_update"})
+    prm_epochs: int = field(default=1, metadata={"help": "Passes of the PRM over each batch of dialogues"})
+    prm_mini_batch_size: int | None = field(default=None, metadata={"help": "Dialogues per PRM step; default: all"})
+    prm_max_grad_norm: float = field(default=10.0, metadata={"help": "Gradient clip of the PRM"})
+    prm_clip: float | None = field(default=None, metadata={"help": "Bound on |token reward|; default: none"})
+    critic_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the critic (PPO)"})
+    critic_epochs: int = field(default=2, metadata={"help": "Passes of the critic over each batch (PPO)"})
+    critic_clip: float = field(default=0.2, metadata={"help": "Clip of the value loss (PPO)"})
+    micro_batch_size: int | None = field(default=None, metadata={"help": "Rows per scoring pass; default: all"})
+    max_failed_share: float = field(default=0.25, metadata={"help": "Stop if more of a batch's dialogues failed"})
+    # TRL fields with another default
+    gradient_checkpointing: bool = False
+    lr_scheduler_type: str = "constant"
+    logging_steps: float = 1
+    report_to: str | list[str] | None = "none"
+    save_total_limit: int | None = 2
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("credit", CREDITS),
+            ("estimator", ESTIMATORS),
+            ("baseline", BASELINES),
+            ("grpo_scale", GRPO_SCALES),
+            ("softmax_mode", SOFTMAX_MODES),
+            ("prm_order", PRM_ORDERS),
+            ("kl_in", KL_PLACES),
+        ):
+            if getattr(self, name) not in choices:
+                raise unknown_name(name, getattr(self, name), choices)
+        for name in ("credit_temperature", "prm_beta", "prm_learning_rate", "critic_learning_rate", "temperature"):
+            require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda", "max_failed_share"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        require(
+            self.num_generations >= 2,
+            f"num_generations must be >= 2 (a group of one has no baseline), got {self.num_generations}",
+        )
+        shareless = self.estimator == "rloo" and self.baseline in ("outcome", "credit_weighted")
+        require(
+            not (shareless and self.credit in ("itpo", "prime")),
+            f"baseline {self.baseline!r} needs shares of the outcome, which credit {self.credit!r} does not give; "
+            "use baseline='turn' or 'official'",
+        )
+        exact = self.top_p == 1.0 and not self.top_k and self.min_p is None and self.repetition_penalty == 1.0
+        require(
+            exact,
+            "rollouts sample from the exact policy: leave top_p=1, top_k=0, min_p=None and repetition_penalty=1, got "
+            f"top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p}, repetition_penalty={self.repetition_penalty}",
+        )
+        if self.bf16 is None:
+            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+
+    @property
+    def needs_prm(self) -> bool:
+        """Whether the credit method reads the implicit PRM."""
+        return self.credit in NEEDS_PRM
+
+    @property
+    def rule(self) -> LearningRule:
+        """The part of the settings that turns outcomes into advantages."""
+        return LearningRule(
+            self.credit,
+            self.estimator,
+            self.baseline,
+            self.grpo_scale,
+            self.credit_temperature,
+            self.softmax_mode,
+            self.gamma,
+            self.gae_lambda,
+            self.length_penalty,
+            self.whiten_advantages,
+        )

@@ -1,0 +1,183 @@
+"""One training run from settings to report, resumable: what the command line and the notebooks call."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .errors import ItpoError, require
+from .presets import ADAPTERS, PRESETS
+from .tasks import Task, ceiling, get_task
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from .trainer import ITPOTrainer
+
+
+@dataclass
+class RunSettings:
+    """What defines a run. `options` overrides fields of `ITPOConfig`; `task_options` go to the task."""
+
+    task: str = "math_tutoring"
+    scale: str = "tiny"
+    model: str | None = None  # default: the shipped warm start (tiny), SmolLM2 (text), Qwen2.5-3B-Instruct (hub)
+    out: str = "runs/latest"
+    seed: int = 0
+    device: str = "auto"
+    lora: bool = False
+    eval_dialogues: int = 256
+    threads: int | None = None  # default: 1 for tiny models, torch's choice otherwise
+    options: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, Any] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write `settings.json` into the run's folder."""
+        Path(self.out).mkdir(parents=True, exist_ok=True)
+        (Path(self.out) / "settings.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, run: Path) -> RunSettings:
+        """The settings of an earlier run."""
+        path = run / "settings.json"
+        require(path.exists(), f"{run} is no run: settings.json is missing")
+        try:
+            return cls(**{**json.loads(path.read_text()), "out": str(run)})
+        except (ValueError, TypeError) as error:
+            raise ItpoError(f"corrupt run: {path.name} cannot be read ({error})") from error
+
+
+@dataclass
+class RunResult:
+    """A finished (or stopped) run: evaluations before and after, and the trainer with its models."""
+
+    settings: RunSettings
+    before: dict[str, Any]
+    after: dict[str, Any] | None
+    ceiling: float | None
+    trainer: ITPOTrainer
+    stopped: bool = False
+
+
+DEFAULT_MODELS = {"tiny": "tiny", "text": "smollm2", "hub": "Qwen/Qwen2.5-3B-Instruct"}
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' notices out of notebooks and terminals; our own errors stay."""
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    for message in (".*pin_memory.*", ".*gradient_checkpointing.*", ".*activation_checkpointing.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = ()) -> ITPOTrainer:
+    """The trainer of a run; every setting is checked before any work starts."""
+    require(settings.scale in PRESETS, f"unknown scale {settings.scale!r}: choose one of {', '.join(PRESETS)}")
+    if settings.threads or settings.scale == "tiny":
+        torch.set_num_threads(settings.threads or 1)
+    quiet_libraries()
+    from .config import ITPOConfig  # imports TRL, which takes seconds
+    from .models import load_policy
+    from .trainer import ITPOTrainer
+
+    task = get_task(settings.task, settings.scale, **settings.task_options)
+    fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 25, **settings.options}
+    unknown = set(fields) - set(ITPOConfig.__dataclass_fields__)
+    require(not unknown, f"ITPOConfig has no field {sorted(unknown)}; `itpo train --help` lists the common ones")
+    args = ITPOConfig(
+        output_dir=settings.out,
+        seed=settings.seed,
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=torch.cuda.is_available() and settings.device != "cpu",
+        **fields,
+    )
+    name = settings.model or DEFAULT_MODELS[settings.scale]
+    difficulty = getattr(task, "difficulty", "normal")
+    dtype = torch.bfloat16 if args.bf16 and settings.lora else torch.float32
+    model, chat = load_policy(name, settings.task, dtype=dtype, device=args.device, difficulty=difficulty)
+    adapters = None
+    if settings.lora:
+        from peft import LoraConfig
+
+        adapters = LoraConfig(**ADAPTERS)
+    trainer = ITPOTrainer(model, args, task, chat, callbacks=list(callbacks), peft_config=adapters)
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
+    """Evaluate, train, evaluate again, and write the run's folder.
+
+    Writes settings.json, metrics.jsonl, evaluation.json, dialogues.json, curves.png, report.html and
+    the policy. `resume` continues from the newest complete checkpoint, exactly.
+    """
+    from .callbacks import GracefulStop, MetricsFile, ProgressBar
+    from .trainer import latest_checkpoint
+
+    out = Path(settings.out)
+    metrics = out / "metrics.jsonl"
+    require(resume or not metrics.exists(), f"{out} already holds a run: resume it, or choose another folder")
+    stop = GracefulStop()
+    trainer = build_trainer(settings, [MetricsFile(metrics), ProgressBar(), stop, *callbacks])
+    settings.save()
+    began = time.perf_counter()
+    before = _evaluate_before(settings, trainer)
+    checkpoint = latest_checkpoint(out) if resume else None
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    result = RunResult(settings, before, None, task_ceiling(trainer.task), trainer, stopped=stop.asked)
+    if not stop.asked and trainer.accelerator.is_main_process:
+        finish(result, time.perf_counter() - began)
+    return result
+
+
+def task_ceiling(task: Task) -> float | None:
+    """The scripted expert's success, where the task has an expert."""
+    if task.size("validation") == 0 or task.expert(task.goal(0, "validation"), 0) is None:
+        return None
+    return ceiling(task, n=500)
+
+
+def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer) -> dict[str, Any]:
+    """The starting policy's evaluation, made once per run and kept for resumed ones."""
+    from .evaluate import evaluate
+
+    path = Path(settings.out) / "before.json"
+    if not path.exists():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        summary, dialogues = evaluate(model, trainer.chat, trainer.task, settings.eval_dialogues)
+        path.write_text(json.dumps({"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}))
+    return json.loads(path.read_text())
+
+
+def finish(result: RunResult, seconds: float) -> None:
+    """Evaluate the trained policy and write everything that a reader of the run wants."""
+    from .callbacks import read_metrics
+    from .evaluate import evaluate
+    from .plots import learning_curves, save_figure
+    from .report import write_report
+
+    trainer, out = result.trainer, Path(result.settings.out)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    summary, dialogues = evaluate(model, trainer.chat, trainer.task, result.settings.eval_dialogues)
+    result.after = {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}
+    evaluation = {"before": result.before["summary"], "after": result.after["summary"], "ceiling": result.ceiling}
+    (out / "evaluation.json").write_text(json.dumps({**evaluation, "seconds": round(seconds, 1)}, indent=2) + "\n")
+    played = {"before": result.before["dialogues"], "after": result.after["dialogues"]}
+    (out / "dialogues.json").write_text(json.dumps(played, indent=1) + "\n")
+    trainer.save_model(str(out / "policy"))
+    save_figure(learning_curves(read_metrics(out / "metrics.jsonl"), result.ceiling), out / "curves.png")
+    write_report(result, seconds)

@@ -1,0 +1,304 @@
+"""`ITPOTrainer`: TRL's GRPOTrainer with dialogues for completions and turn-wise advantages.
+
+It adds to TRL's method and copies none of it: TRL samples through `rollout_func`, computes the clipped
+loss, steps, saves and resumes; this class plays the dialogues, trains the PRM and the critic beside the
+policy, and replaces the advantages in the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from .chat import ChatFormat
+from .config import ITPOConfig
+from .critic import Critic
+from .dialogue import Dialogue, DialogueBatch, collate
+from .errors import ItpoError, require
+from .learning import Experience, token_advantages
+from .logprobs import token_logprobs
+from .prm import ImplicitPRM, prm_accuracy, reference
+from .rollout import Episode, play
+from .tasks.base import Task
+
+COMPLETE = "itpo_complete.json"  # written last: a checkpoint without it was cut off while saving
+PROBE_ROWS = 4  # dialogues on which the sampler's log-probs are compared with the trainer's
+
+
+def goal_dataset(task: Task, n: int, split: str = "train") -> Dataset:
+    """`n` goals of a task as the rows that the trainer draws from."""
+    size = task.size(split)
+    n = n if size is None else min(n, size)
+    require(n > 0, f"task {task.name!r} ({task.scale}) has no goals in split {split!r}: the dataset is empty")
+    goals = [task.goal(i, split) for i in range(n)]
+    return Dataset.from_list([{"prompt": task.opening_messages(g), "goal_index": g.index} for g in goals])
+
+
+def outcome_reward(completions: list, outcome: list[float | None], **_: Any) -> list[float | None]:
+    """TRL's reward function: the outcome that the rollout found; None for a failed dialogue."""
+    return outcome
+
+
+class ITPOTrainer(GRPOTrainer):
+    """Multi-turn RL with turn-wise credit on any `Task`.
+
+    Args: `model`, a causal LM; `args`; `task`; `chat`, the tokenizer's `ChatFormat`; `train_dataset`,
+    rows of `prompt` and `goal_index` (default: the task's own goals); `peft_config`, to train adapters.
+    """
+
+    _tag_names = ["trl", "itpo"]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ITPOConfig,
+        task: Task,
+        chat: ChatFormat,
+        train_dataset: Dataset | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
+    ):
+        self.task, self.chat = task, chat
+        args.max_completion_length = task.limits.max_tokens
+        groups = args.generation_batch_size // args.num_generations
+        if train_dataset is None:
+            train_dataset = goal_dataset(task, n=max(groups, min(4096, groups * max(args.max_steps, 64))))
+        require(len(train_dataset) > 0, "train_dataset is empty; it needs rows with prompt and goal_index")
+        require(
+            len(train_dataset) >= groups,
+            f"train_dataset has {len(train_dataset)} goals, fewer than the {groups} prompts of one batch",
+        )
+        self._check_save_steps(args)
+        frozen = None if peft_config is not None else copy.deepcopy(model).requires_grad_(False).eval()
+        kl_coef, args.beta = args.beta, 0.0  # TRL must not load a second reference: ours serves KL and PRM
+        super().__init__(
+            model=model,
+            reward_funcs=[outcome_reward],
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=chat.tokenizer,
+            callbacks=callbacks,
+            peft_config=peft_config,
+            rollout_func=self._rollout,
+        )
+        self.kl_coef = args.beta = kl_coef
+        self.frozen = None if frozen is None else frozen.to(self.accelerator.device)
+        policy = self.accelerator.unwrap_model(self.model)
+        self.prm = self._make_prm(policy) if args.needs_prm else None
+        self.critic = self._make_critic(policy) if args.estimator == "ppo" else None
+        self.dialogues: list[Dialogue] = []  # the newest batch, for callbacks and widgets
+        self._generation = (-1, 0)  # optimizer step, and how many batches were played in it
+
+    @staticmethod
+    def _check_save_steps(args: ITPOConfig) -> None:
+        """A checkpoint inside a reused generation could not resume exactly; refuse the setting."""
+        reuse = args.num_iterations * (args.steps_per_generation or 1) // args.gradient_accumulation_steps
+        steps = args.save_steps
+        require(
+            reuse <= 1 or args.save_strategy == "no" or (steps >= 1 and steps % reuse == 0),
+            f"save_steps={steps} must be a multiple of {reuse}, the optimizer steps that share one batch of dialogues",
+        )
+
+    def _make_prm(self, policy: PreTrainedModel) -> ImplicitPRM:
+        args = self.args
+        return ImplicitPRM.beside(
+            policy,
+            beta=args.prm_beta,
+            lr=args.prm_learning_rate,
+            max_grad_norm=args.prm_max_grad_norm,
+            mini_batch=args.prm_mini_batch_size,
+            epochs=args.prm_epochs,
+            clip=args.prm_clip,
+        )
+
+    def _make_critic(self, policy: PreTrainedModel) -> Critic:
+        require(
+            not hasattr(policy, "peft_config"),
+            "estimator 'ppo' with adapters needs a critic adapter, which this version lacks; use rloo or grpo",
+        )
+        args = self.args
+        return Critic(policy, args.critic_learning_rate, clip=args.critic_clip, epochs=args.critic_epochs)
+
+    # -- rollout ---------------------------------------------------------------------------------
+
+    def _episodes(self, inputs: Sequence[dict[str, Any]]) -> list[Episode]:
+        """The goals of this batch with seeds that depend on (seed, step, row) alone, so resume is exact."""
+        step = self.state.global_step
+        played = self._generation[1] + 1 if self._generation[0] == step else 0
+        self._generation = (step, played)
+        first = self.accelerator.process_index * len(inputs)
+        base = (self.args.seed * 1_000_003 + step * 64 + played) * 65_536 + first
+        return [Episode(self.task.goal(row["goal_index"]), base + i) for i, row in enumerate(inputs)]
+
+    def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
+        """TRL's rollout_func: play the dialogues of the batch at hand."""
+        began = time.perf_counter()
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        ) as policy:
+            self.dialogues = play(policy, self.chat, self.task, self._batch_episodes, temperature=self.temperature)
+        self._log("time/rollout", time.perf_counter() - began)
+        return {
+            "prompt_ids": [d.prompt_ids for d in self.dialogues],
+            "completion_ids": [d.completion_ids for d in self.dialogues],
+            "logprobs": [d.logprobs for d in self.dialogues],
+            "env_mask": [[int(k > 0) for k in d.turn_ids] for d in self.dialogues],
+            "outcome": [d.outcome for d in self.dialogues],
+        }
+
+    # -- credit and advantages -------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._batch_episodes = self._episodes(inputs)
+        self.beta = 0.0
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            self._check_failures()
+        except ItpoError as error:
+            self._save_before_raising(error)
+        batch = collate(self.dialogues, self.chat.pad_id).to(self.accelerator.device)
+        advantages, ref_logprobs = self._learn_from(batch)
+        pad = (0, output["completion_ids"].shape[1] - advantages.shape[1])  # pad_to_multiple_of
+        output["advantages"] = torch.nn.functional.pad(advantages, pad)
+        if self.kl_coef and self.args.kl_in == "loss":
+            self.beta = self.kl_coef
+            output["ref_per_token_logps"] = torch.nn.functional.pad(ref_logprobs, pad)
+        return output
+
+    @torch.no_grad()
+    def _learn_from(self, batch: DialogueBatch) -> tuple[Tensor, Tensor]:
+        """Train PRM and critic on the batch; returns advantages and reference log-probs, both (B, T)."""
+        device, policy = self.accelerator.device, self.accelerator.unwrap_model(self.model)
+        outcomes = torch.tensor(
+            [float("nan") if d.outcome is None else d.outcome for d in self.dialogues], device=device
+        )
+        valid = ~outcomes.isnan()
+        began = time.perf_counter()
+        with reference(policy, self.frozen) as ref:
+            ref_logprobs = token_logprobs(ref, batch, self.temperature, self.args.micro_batch_size)
+        self._log("time/reference", time.perf_counter() - began)
+        log_ratio = (batch.logprobs - ref_logprobs) * batch.assistant_mask
+        token_rewards = self._token_rewards(batch, ref_logprobs, outcomes, valid)
+        in_reward = self.kl_coef and self.args.kl_in == "reward"
+        values = None if self.critic is None else self.critic.values(batch)
+        everything = Experience(
+            outcomes=self.accelerator.gather(outcomes),
+            valid=self.accelerator.gather(valid),
+            turn_ids=self._gather(batch.turn_ids),
+            token_rewards=self._gather(token_rewards),
+            penalties=self._gather(self.kl_coef * log_ratio) if in_reward else None,
+            values=None if values is None else self._gather(values),
+        )
+        n_turns, step = self.task.limits.max_turns, self.state.global_step
+        advantages, targets = token_advantages(
+            self.args.rule, everything, self.num_generations, n_turns, seed=self.args.seed * 1_000_003 + step
+        )
+        rows = slice(self.accelerator.process_index * len(batch), (self.accelerator.process_index + 1) * len(batch))
+        width = batch.turn_ids.shape[1]
+        if self.critic is not None and values is not None and targets is not None:
+            with torch.enable_grad():
+                loss = self.critic.update(batch, values, targets[rows, :width], valid)
+            self._log("critic/loss", loss)
+        self._log_batch(batch, everything, policy, log_ratio)
+        return advantages[rows, :width], ref_logprobs
+
+    def _token_rewards(self, batch: DialogueBatch, ref_logprobs: Tensor, outcomes: Tensor, valid: Tensor) -> Tensor:
+        """The PRM's token rewards (B, T); 0 without a PRM. Logs its accuracy on dialogues it has not seen."""
+        if self.prm is None:
+            return torch.zeros_like(ref_logprobs)
+        began, rewards = time.perf_counter(), None
+        if self.args.prm_order == "score_then_update":
+            rewards = self.prm.rewards(batch, ref_logprobs, self.args.micro_batch_size)
+        with torch.enable_grad():
+            loss, fresh_scores = self.prm.update(batch, ref_logprobs, outcomes, valid)
+        if rewards is None:
+            rewards = self.prm.rewards(batch, ref_logprobs, self.args.micro_batch_size)
+        self._log("prm/loss", loss)
+        self._log("prm/accuracy", prm_accuracy(fresh_scores[valid], outcomes[valid]))
+        self._log("time/prm", time.perf_counter() - began)
+        return rewards
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """All processes' rows, right-padded with 0 to the longest, (B_all, T_all)."""
+        return self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1))
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def _check_failures(self) -> None:
+        failed = [d.failure for d in self.dialogues if d.failure]
+        self._log("failed", len(failed) / len(self.dialogues))
+        require(
+            len(failed) <= self.args.max_failed_share * len(self.dialogues),
+            f"{len(failed)} of {len(self.dialogues)} dialogues failed, more than max_failed_share="
+            f"{self.args.max_failed_share}; the first says: {failed[0] if failed else ''}",
+        )
+
+    def _save_before_raising(self, error: ItpoError) -> None:
+        """No step has begun on this batch: the state is that of the last finished step, so save it."""
+        step, saved = self.state.global_step, ""
+        if step > 0 and self.accelerator.num_processes == 1:
+            self._save_checkpoint(self.model, trial=None)
+            saved = (
+                f" The run is saved at step {step} in {Path(self.args.output_dir).name}; fix the cause, then resume."
+            )
+        raise ItpoError(f"{error}{saved}") from error
+
+    # -- metrics ---------------------------------------------------------------------------------
+
+    def _log(self, name: str, value: float) -> None:
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def _log_batch(
+        self, batch: DialogueBatch, everything: Experience, policy: PreTrainedModel, log_ratio: Tensor
+    ) -> None:
+        """What a run is judged by; over all processes except words and the probe."""
+        outcomes, mask = everything.outcomes[everything.valid], everything.turn_ids > 0
+        tokens = mask.sum(1).float()[everything.valid]
+        if len(outcomes):
+            self._log("success", float((outcomes >= self.task.success_threshold).float().mean()))
+            self._log("outcome", float(outcomes.mean()))
+            self._log("outcome_std", float(outcomes.std(correction=0)))
+            self._log("score", float((outcomes - self.args.length_penalty * tokens).mean()))
+        self._log("turns", float(everything.turn_ids.amax(1).float().mean()))
+        self._log("words", sum(d.assistant_words for d in self.dialogues) / len(self.dialogues))
+        ratio, own = -log_ratio[batch.assistant_mask], batch.assistant_mask.sum().clamp(min=1)
+        self._log("kl_to_reference", float((ratio.exp() - ratio - 1).sum() / own))
+        probe = batch.rows(slice(0, PROBE_ROWS))
+        gap = (token_logprobs(policy, probe, self.temperature) - probe.logprobs).abs()
+        self._log("sampler_mismatch", float(gap.max()))
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def _sidecars(self) -> list:
+        return [part.sidecar for part in (self.prm, self.critic) if part is not None]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            for sidecar in self._sidecars():
+                sidecar.save(folder)
+            (folder / COMPLETE).write_text(json.dumps({"step": self.state.global_step}) + "\n")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            for sidecar in self._sidecars():
+                sidecar.load(Path(checkpoint))
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run; one that was cut off while saving is passed over."""
+    complete = [p.parent for p in run.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)

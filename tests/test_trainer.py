@@ -1,0 +1,238 @@
+"""`ITPOTrainer` against the oracle loop, its metrics, its errors, and exact resume after SIGKILL."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from oracle import reference_run
+
+from itpo_lib.errors import DialogueFailed, ItpoError
+from itpo_lib.config import ITPOConfig
+from itpo_lib.models import load_policy, shipped_checkpoint
+from itpo_lib.run import RunSettings, build_trainer, train
+from itpo_lib.tasks import get_task, register_task
+from itpo_lib.tasks.math_tiny import TinyMathTutoring
+from itpo_lib.trainer import COMPLETE, ITPOTrainer, latest_checkpoint
+
+SMALL = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "learning_rate": 1e-3}
+
+
+def settings(tmp_path, task_options=None, **options):
+    return RunSettings(
+        out=str(tmp_path / "run"),
+        device="cpu",
+        eval_dialogues=4,
+        options={**SMALL, "save_strategy": "no", **options},
+        task_options=task_options or {},
+    )
+
+
+class Recorder:
+    """Wraps a trainer so that each batch's goals, seeds, advantages and loss can be compared."""
+
+    def __init__(self, trainer):
+        self.goals, self.seeds, self.advantages, self.losses, self.completions = [], [], [], [], []
+        generate, loss = trainer._generate_and_score_completions, trainer._compute_loss
+
+        def recording_generate(inputs):
+            output = generate(inputs)
+            self.goals.append([row["goal_index"] for row in inputs])
+            self.seeds.append([episode.seed for episode in trainer._batch_episodes])
+            self.advantages.append(output["advantages"].clone())
+            self.completions.append(output["completion_ids"].clone())
+            return output
+
+        def recording_loss(model, inputs):
+            value = loss(model, inputs)
+            self.losses.append(value.item())
+            return value
+
+        trainer._generate_and_score_completions, trainer._compute_loss = recording_generate, recording_loss
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten):
+    """In float64, since Adam turns the rounding noise of a vanishing gradient into a full step."""
+    model, chat = load_policy("tiny", dtype=torch.float64)
+    plain = copy.deepcopy(model)
+    args = ITPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, save_strategy="no", disable_tqdm=True, whiten_advantages=whiten,
+        baseline="outcome", **{**SMALL, "max_steps": 3},
+    )  # fmt: skip
+    trainer = ITPOTrainer(model, args, get_task("math_tutoring"), chat)
+    record = Recorder(trainer)
+    trainer.train()
+    steps = reference_run(
+        plain, chat, trainer.task, record.goals, seeds=record.seeds, group=args.num_generations, beta=args.prm_beta,
+        eta=args.credit_temperature, prm_lr=args.prm_learning_rate, lr=args.learning_rate, whiten=whiten,
+    )  # fmt: skip
+    for advantages, loss, (expected_advantages, expected_loss) in zip(record.advantages, record.losses, steps, strict=True):
+        assert advantages.abs().max() > 0.1, "a batch without signal shows nothing"
+        torch.testing.assert_close(advantages.double(), expected_advantages.double(), atol=1e-5, rtol=1e-5)
+        assert loss == pytest.approx(expected_loss, abs=1e-6)
+    assert whiten or abs(record.losses[0]) > 1e-3
+    for trained, expected in zip(trainer.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)  # the updates are of size 3e-3
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "grpo", "ppo"])
+@pytest.mark.parametrize("credit", ["trajectory", "uniform", "prime", "itpo", "norm_itpo"])
+def test_every_credit_runs_with_every_estimator(tmp_path, credit, estimator):
+    baseline = "turn" if credit in ("prime", "itpo") else "outcome"
+    trainer = build_trainer(settings(tmp_path, credit=credit, estimator=estimator, baseline=baseline, max_steps=1))
+    before = [p.clone() for p in trainer.model.parameters()]
+    trainer.train()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert any((a - b).abs().max() > 0 for a, b in zip(before, trainer.model.parameters(), strict=True))
+    logged = {key for row in trainer.state.log_history for key in row}
+    wanted = {"success", "outcome", "score", "turns", "words", "outcome_std", "entropy", "kl_to_reference",
+              "sampler_mismatch", "failed", "time/rollout", "step_time"}  # fmt: skip
+    wanted |= {"prm/accuracy", "prm/loss"} if credit in ("prime", "itpo", "norm_itpo") else set()
+    wanted |= {"critic/loss"} if estimator == "ppo" else set()
+    assert wanted <= logged, wanted - logged
+
+
+def test_kl_goes_to_one_place(tmp_path):
+    in_loss = build_trainer(settings(tmp_path / "a", beta=0.1, kl_in="loss"))
+    in_loss.train()
+    assert any("kl" in row for row in in_loss.state.log_history)
+    in_reward = build_trainer(settings(tmp_path / "b", beta=0.1, kl_in="reward"))
+    in_reward.train()
+    assert not any("kl" in row for row in in_reward.state.log_history)
+    same = all(torch.equal(a, b) for a, b in zip(in_loss.model.parameters(), in_reward.model.parameters(), strict=True))
+    assert not same
+
+
+def test_adapters_train_on_one_frozen_base(tmp_path):
+    run = settings(tmp_path)
+    run.lora = True
+    trainer = build_trainer(run)
+    base = {n: p.clone() for n, p in trainer.model.named_parameters() if "lora" not in n}
+    trainer.train()
+    moved = {n for n, p in trainer.model.named_parameters() if "lora_B" in n and p.abs().max() > 0}
+    assert any(".default." in n for n in moved) and any(".prm." in n for n in moved)
+    assert all(torch.equal(base[n], p) for n, p in trainer.model.named_parameters() if n in base)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"credit": "norm-itpo"}, "norm_itpo"),
+        ({"estimator": "reinforce"}, "rloo"),
+        ({"baseline": "mean"}, "outcome"),
+        ({"num_generations": 1}, "at least 2|>= 2"),
+        ({"per_device_train_batch_size": 6}, "divisible"),
+        ({"credit": "itpo"}, "shares"),
+        ({"top_p": 0.9}, "top_p"),
+        ({"gamma": 2.0}, "gamma"),
+        ({"no_such_field": 1}, "no_such_field"),
+    ],
+)
+def test_bad_settings_are_refused_before_work(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        build_trainer(settings(tmp_path, **options))
+
+
+def test_bad_task_names_are_refused(tmp_path):
+    with pytest.raises(ItpoError, match="math_tutoring"):
+        build_trainer(RunSettings(task="maths", out=str(tmp_path)))
+    with pytest.raises(ItpoError, match="tiny"):
+        get_task("math_tutoring", "huge")
+    with pytest.raises(ItpoError, match=r"safetensors|missing|cannot load"):
+        build_trainer(RunSettings(model=str(tmp_path / "nothing"), out=str(tmp_path)))
+
+
+class Flaky(TinyMathTutoring):
+    """From the third batch on, its outcomes are NaN or its judge fails."""
+
+    name, mode, played = "flaky", "nan", 0
+
+    def outcome(self, goal, messages):
+        type(self).played += 1
+        if self.played > 8 * 2 + 8:  # one evaluation would count too: none is made here
+            if self.mode == "nan":
+                return float("nan")
+            raise DialogueFailed("the judge did not answer")
+        return super().outcome(goal, messages)
+
+
+@pytest.mark.parametrize("mode, says", [("nan", "outcome nan for goal"), ("fails", "max_failed_share")])
+def test_a_task_that_breaks_in_mid_run_loses_nothing(tmp_path, mode, says):
+    register_task(Flaky)
+    Flaky.mode, Flaky.played = mode, 0
+    run = settings(tmp_path, max_steps=8, save_strategy="steps", save_steps=100)
+    run.task, run.model = "flaky", str(shipped_checkpoint("math_tutoring"))
+    trainer = build_trainer(run)
+    with pytest.raises(ItpoError, match=says) as caught:
+        trainer.train()
+    assert "saved at step 3" in str(caught.value)
+    assert (tmp_path / "run" / "checkpoint-3" / "itpo_complete.json").exists()
+
+
+SCRIPT = """
+import sys, json
+from itpo_lib.config import ITPOConfig
+from itpo_lib.models import load_policy, shipped_checkpoint
+from itpo_lib.run import RunSettings, train
+out, resume = sys.argv[1], sys.argv[2] == "resume"
+options = dict(max_steps=6, per_device_train_batch_size=8, num_generations=4, learning_rate=1e-3, save_steps=2,
+               estimator="ppo")
+train(RunSettings(out=out, device="cpu", eval_dialogues=4, options=options), resume=resume)
+"""
+
+
+def curve(path):
+    timed = ("time/", "step_time", "runtime", "per_second", "epoch")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not any(t in k for t in timed)} for row in rows]
+
+
+@pytest.mark.slow
+def test_sigkill_and_resume_give_the_same_curve_bit_for_bit(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SCRIPT]
+    subprocess.run([*command, str(tmp_path / "whole"), "fresh"], check=True, env=environment, capture_output=True)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, str(killed), "fresh"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.time() + 300
+    while time.time() < deadline and process.poll() is None:
+        rows = (killed / "metrics.jsonl").read_text().splitlines() if (killed / "metrics.jsonl").exists() else []
+        if len(rows) >= 3:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    subprocess.run([*command, str(killed), "resume"], check=True, env=environment, capture_output=True)
+    whole, resumed = curve(tmp_path / "whole" / "metrics.jsonl"), curve(killed / "metrics.jsonl")
+    assert [row["step"] for row in resumed] == list(range(1, 7))
+    assert resumed == whole
+    one, other = (json.loads((p / "evaluation.json").read_text())["after"] for p in (tmp_path / "whole", killed))
+    assert one == other
+
+
+def test_a_checkpoint_cut_off_while_saving_is_passed_over(tmp_path):
+    for step in (2, 10, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
+    assert latest_checkpoint(tmp_path).name == "checkpoint-4"
+
+
+def test_a_run_writes_everything_a_reader_wants(tmp_path):
+    run = settings(tmp_path, max_steps=2)
+    result = train(run)
+    out = tmp_path / "run"
+    names = {"settings.json", "metrics.jsonl", "evaluation.json", "dialogues.json", "curves.png", "report.html", "policy"}
+    assert names <= {p.name for p in out.iterdir()}
+    assert result.after["summary"]["dialogues"] == 4
+    html = (out / "report.html").read_text()
+    assert "Before and after" in html and "http://" not in html and "https://" not in html
+    with pytest.raises(ItpoError, match="already holds a run"):
+        train(run)
