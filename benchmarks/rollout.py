@@ -95,14 +95,24 @@ def main() -> None:
     quiet_libraries()
     repeats = options.repeats
     rows = [
-        measure("tiny: h128 L2, prompt 32, 4 turns", qwen(128, 2, 128), batch=16, prompt=32, turns=4, new=10, repeats=repeats),
+        measure(
+            "tiny: h128 L2, prompt 32, 4 turns",
+            qwen(128, 2, 128),
+            batch=16,
+            prompt=32,
+            turns=4,
+            new=10,
+            repeats=repeats,
+        ),
         measure("h384 L6, prompt 400, 8 turns", qwen(384, 6), batch=16, prompt=400, turns=8, new=10, repeats=repeats),
     ]
     if options.smollm2:
         from itpo_lib.models import load_policy
 
         model, _ = load_policy("smollm2")
-        rows.append(measure("SmolLM2-135M, prompt 200, 4 turns", model, batch=4, prompt=200, turns=4, new=16, repeats=repeats))
+        rows.append(
+            measure("SmolLM2-135M, prompt 200, 4 turns", model, batch=4, prompt=200, turns=4, new=16, repeats=repeats)
+        )
     print_table(f"Rollout, {options.threads} thread(s), median of {repeats}", rows)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +16,17 @@ from rich.table import Table
 
 from .errors import ItpoError, require
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Multi-turn reinforcement learning with turn-wise credit.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Multi-turn reinforcement learning with turn-wise credit."
+)
 console = Console()
 
-TaskName = Annotated[str, typer.Option("--task", help="math_tutoring, document_writing, medical_recommendation, or your own")]
-Scale = Annotated[str, typer.Option(help="tiny (offline, seconds), text (offline, a real model), hub (the paper's data)")]
+TaskName = Annotated[
+    str, typer.Option("--task", help="math_tutoring, document_writing, medical_recommendation, or your own")
+]
+Scale = Annotated[
+    str, typer.Option(help="tiny (offline, seconds), text (offline, a real model), hub (the paper's data)")
+]
 Difficulty = Annotated[str | None, typer.Option(help="easy, normal or stress, where the task has levels")]
 ModelName = Annotated[str | None, typer.Option("--model", help="tiny, smollm2, a folder, or a model on the hub")]
 Device = Annotated[str, typer.Option(help="auto or cpu")]
@@ -45,15 +50,21 @@ def train(
     difficulty: Difficulty = None,
     credit: Annotated[str, typer.Option(help="trajectory, uniform, prime, itpo or norm_itpo")] = "norm_itpo",
     estimator: Annotated[str, typer.Option(help="rloo, grpo or ppo")] = "rloo",
-    baseline: Annotated[str | None, typer.Option(help="RLOO's baseline: turn, official, outcome, credit_weighted")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="RLOO's baseline: turn, official, outcome, credit_weighted")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the run")] = Path("runs/latest"),
     peft: Annotated[str | None, typer.Option(help="lora: train adapters on one frozen base")] = None,
     device: Device = "auto",
     eval_dialogues: Annotated[int, typer.Option(help="Dialogues of each evaluation", min=1)] = 256,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any field of ITPOConfig, as name=value; repeatable")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any field of ITPOConfig, as name=value; repeatable")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint")
+    ] = False,
 ) -> None:
     """Train a policy; writes a report, curves, metrics and checkpoints into --out."""
     with clear_errors():
@@ -82,7 +93,9 @@ def train(
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder of the run; an earlier demo there is replaced")] = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run; an earlier demo there is replaced")] = Path("runs/demo"),
+) -> None:
     """Train the tiny math tutor with Norm-ITPO and show what changed. About a minute on a laptop."""
     with clear_errors():
         from .run import RunSettings
@@ -97,7 +110,9 @@ def demo(out: Annotated[Path, typer.Option(help="Folder of the run; an earlier d
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option("--model", help="tiny, smollm2, a folder (runs/demo/policy), or a hub model")] = "tiny",
+    model: Annotated[
+        str, typer.Option("--model", help="tiny, smollm2, a folder (runs/demo/policy), or a hub model")
+    ] = "tiny",
     task: TaskName = "math_tutoring",
     scale: Scale = "tiny",
     difficulty: Difficulty = None,
@@ -154,7 +169,9 @@ def play(
             messages.append({"role": "user", "content": reply.text})
             console.print(reply.text, style="cyan", markup=False)
         outcome = world.checked_outcome(wanted, messages)
-        console.print(f"Outcome R = {outcome:.2f}. The right answer: {wanted.answer}. Hidden: {wanted.hidden}", markup=False)
+        console.print(
+            f"Outcome R = {outcome:.2f}. The right answer: {wanted.answer}. Hidden: {wanted.hidden}", markup=False
+        )
         if save is not None:
             save.write_text(json.dumps({"messages": messages, "outcome": outcome, "goal": goal}, indent=1) + "\n")
 
@@ -184,7 +201,9 @@ def lab(folder: Annotated[Path, typer.Argument(help="Folder of the notebooks")] 
     """Open the notebooks in JupyterLab."""
     with clear_errors():
         require(folder.is_dir(), f"there is no folder {str(folder)!r} here; run this from the project's folder")
-        require(shutil.which("jupyter-lab") is not None, "JupyterLab is not installed: pip install 'itpo-lib[notebooks]'")
+        require(
+            shutil.which("jupyter-lab") is not None, "JupyterLab is not installed: pip install 'itpo-lib[notebooks]'"
+        )
         os.execvp("jupyter-lab", ["jupyter-lab", str(folder)])
 
 
@@ -242,7 +261,12 @@ def show_table(columns: dict[str, dict[str, Any]], ceiling: float | None) -> Non
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right")
-    for key, label in (("success", "success rate"), ("outcome", "mean outcome"), ("turns", "turns"), ("words", "words")):
+    for key, label in (
+        ("success", "success rate"),
+        ("outcome", "mean outcome"),
+        ("turns", "turns"),
+        ("words", "words"),
+    ):
         cells = [f"{c[key]['mean']:.3f} \\[{c[key]['low']:.3f}, {c[key]['high']:.3f}]" for c in columns.values()]
         table.add_row(label, *cells)
     if ceiling is not None:
@@ -251,10 +275,5 @@ def show_table(columns: dict[str, dict[str, Any]], ceiling: float | None) -> Non
     console.print(table)
 
 
-def main() -> None:
-    """Entry point of `python -m itpo_lib.cli`."""
-    app()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    app()

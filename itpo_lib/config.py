@@ -55,6 +55,7 @@ class ITPOConfig(GRPOConfig):
     micro_batch_size: int | None = field(default=None, metadata={"help": "Rows per scoring pass; default: all"})
     max_failed_share: float = field(default=0.25, metadata={"help": "Stop if more of a batch's dialogues failed"})
     # TRL fields with another default
+    num_generations: int = 8
     gradient_checkpointing: bool = False
     lr_scheduler_type: str = "constant"
     logging_steps: float = 1

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.figsize": (9, 3.4),
     "figure.dpi": 110,
     "font.size": 12,
@@ -51,7 +51,11 @@ def learning_curves(metrics: Sequence[dict[str, Any]], ceiling: float | None = N
         if ceiling is not None:
             axes[0].axhline(ceiling, color="black", linestyle="--", linewidth=1)
             axes[0].annotate(
-                f"ceiling {ceiling:.2f}", (0.98, ceiling - 0.03), xycoords=("axes fraction", "data"), ha="right", va="top"
+                f"ceiling {ceiling:.2f}",
+                (0.98, ceiling - 0.03),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="top",
             )
     return figure
 

@@ -36,4 +36,10 @@ HUB: dict[str, Any] = {  # the paper's released scripts (RLOO): 16 prompts x 8 s
     "gradient_checkpointing": True,
 }
 PRESETS = {"tiny": TINY, "text": TEXT, "hub": HUB}
-ADAPTERS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+ADAPTERS: dict[str, Any] = {
+    "r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.0,
+    "target_modules": "all-linear",
+    "task_type": "CAUSAL_LM",
+}

@@ -102,7 +102,9 @@ class ImplicitPRM:
                 for start in range(0, len(batch), size):
                     rows = slice(start, start + size)
                     scores, weight = self._scores(batch.rows(rows), ref_logprobs[rows]), valid[rows].float()
-                    errors = torch.nn.functional.binary_cross_entropy_with_logits(scores, targets[rows], reduction="none")
+                    errors = torch.nn.functional.binary_cross_entropy_with_logits(
+                        scores, targets[rows], reduction="none"
+                    )
                     loss = (errors * weight).sum() / weight.sum().clamp(min=1)
                     self.sidecar.step(loss)
                     losses.append(loss.item())

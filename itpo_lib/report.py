@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .dialogue import Dialogue
-from .scoring import score_turns
+from .scoring import ScoredTurn, score_turns
 
 if TYPE_CHECKING:
     from .run import RunResult
 
-MEASURES = (("success", "success rate"), ("outcome", "mean outcome R"), ("turns", "assistant turns"), ("words", "words"))
+MEASURES = (
+    ("success", "success rate"),
+    ("outcome", "mean outcome R"),
+    ("turns", "assistant turns"),
+    ("words", "words"),
+)
 
 
 def write_report(result: RunResult, seconds: float) -> Path:
@@ -57,7 +63,7 @@ def dialogue_pairs(result: RunResult, n: int = 3) -> list[dict[str, Any]]:
 def describe(result: RunResult, dialogue: Dialogue) -> dict[str, Any]:
     """A dialogue's messages, each assistant turn with its implicit reward and share where there is a PRM."""
     trainer = result.trainer
-    scores = iter(())
+    scores: Iterator[ScoredTurn] = iter(())
     if trainer.prm is not None and dialogue.n_turns:
         scored = score_turns(trainer.prm, trainer.frozen, trainer.chat, [dialogue], trainer.args.credit_temperature)
         scores = iter(scored[0])

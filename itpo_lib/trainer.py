@@ -58,6 +58,8 @@ class ITPOTrainer(GRPOTrainer):
     """
 
     _tag_names = ["trl", "itpo"]
+    args: ITPOConfig
+    model: PreTrainedModel
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class ITPOTrainer(GRPOTrainer):
     ):
         self.task, self.chat = task, chat
         args.max_completion_length = task.limits.max_tokens
-        groups = args.generation_batch_size // args.num_generations
+        groups = (args.generation_batch_size or 0) // args.num_generations  # TRL has set it by now
         if train_dataset is None:
             train_dataset = goal_dataset(task, n=max(groups, min(4096, groups * max(args.max_steps, 64))))
         require(len(train_dataset) > 0, "train_dataset is empty; it needs rows with prompt and goal_index")
@@ -103,7 +105,7 @@ class ITPOTrainer(GRPOTrainer):
     @staticmethod
     def _check_save_steps(args: ITPOConfig) -> None:
         """A checkpoint inside a reused generation could not resume exactly; refuse the setting."""
-        reuse = args.num_iterations * (args.steps_per_generation or 1) // args.gradient_accumulation_steps
+        reuse = args.num_iterations * (args.steps_per_generation or 1) // (args.gradient_accumulation_steps or 1)
         steps = args.save_steps
         require(
             reuse <= 1 or args.save_strategy == "no" or (steps >= 1 and steps % reuse == 0),
@@ -202,7 +204,7 @@ class ITPOTrainer(GRPOTrainer):
         )
         n_turns, step = self.task.limits.max_turns, self.state.global_step
         advantages, targets = token_advantages(
-            self.args.rule, everything, self.num_generations, n_turns, seed=self.args.seed * 1_000_003 + step
+            self.args.rule, everything, self.args.num_generations, n_turns, seed=self.args.seed * 1_000_003 + step
         )
         rows = slice(self.accelerator.process_index * len(batch), (self.accelerator.process_index + 1) * len(batch))
         width = batch.turn_ids.shape[1]
@@ -249,9 +251,7 @@ class ITPOTrainer(GRPOTrainer):
         step, saved = self.state.global_step, ""
         if step > 0 and self.accelerator.num_processes == 1:
             self._save_checkpoint(self.model, trial=None)
-            saved = (
-                f" The run is saved at step {step} in {Path(self.args.output_dir).name}; fix the cause, then resume."
-            )
+            saved = f" The run is saved at step {step} in {Path(str(self.args.output_dir)).name}; fix the cause, then resume."
         raise ItpoError(f"{error}{saved}") from error
 
     # -- metrics ---------------------------------------------------------------------------------

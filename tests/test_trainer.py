@@ -12,8 +12,8 @@ import pytest
 import torch
 from oracle import reference_run
 
-from itpo_lib.errors import DialogueFailed, ItpoError
 from itpo_lib.config import ITPOConfig
+from itpo_lib.errors import DialogueFailed, ItpoError
 from itpo_lib.models import load_policy, shipped_checkpoint
 from itpo_lib.run import RunSettings, build_trainer, train
 from itpo_lib.tasks import get_task, register_task
@@ -72,7 +72,9 @@ def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten):
         plain, chat, trainer.task, record.goals, seeds=record.seeds, group=args.num_generations, beta=args.prm_beta,
         eta=args.credit_temperature, prm_lr=args.prm_learning_rate, lr=args.learning_rate, whiten=whiten,
     )  # fmt: skip
-    for advantages, loss, (expected_advantages, expected_loss) in zip(record.advantages, record.losses, steps, strict=True):
+    for advantages, loss, (expected_advantages, expected_loss) in zip(
+        record.advantages, record.losses, steps, strict=True
+    ):
         assert advantages.abs().max() > 0.1, "a batch without signal shows nothing"
         torch.testing.assert_close(advantages.double(), expected_advantages.double(), atol=1e-5, rtol=1e-5)
         assert loss == pytest.approx(expected_loss, abs=1e-6)
@@ -229,7 +231,15 @@ def test_a_run_writes_everything_a_reader_wants(tmp_path):
     run = settings(tmp_path, max_steps=2)
     result = train(run)
     out = tmp_path / "run"
-    names = {"settings.json", "metrics.jsonl", "evaluation.json", "dialogues.json", "curves.png", "report.html", "policy"}
+    names = {
+        "settings.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "dialogues.json",
+        "curves.png",
+        "report.html",
+        "policy",
+    }
     assert names <= {p.name for p in out.iterdir()}
     assert result.after["summary"]["dialogues"] == 4
     html = (out / "report.html").read_text()
