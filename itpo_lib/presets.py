@@ -11,6 +11,7 @@ TINY: dict[str, Any] = {
     "learning_rate": 5e-4,
     "prm_beta": 0.05,
     "prm_learning_rate": 1e-3,
+    "micro_batch_size": 16,
 }
 TEXT: dict[str, Any] = {
     "max_steps": 100,

@@ -58,10 +58,11 @@ class ImplicitPRM:
         mini_batch: int | None = None,
         epochs: int = 1,
         clip: float | None = None,
+        micro_batch: int | None = None,
     ):
         require(beta > 0, f"prm_beta must be > 0, got {beta}")
         self.model, self.beta, self.clip = model, beta, clip
-        self.mini_batch, self.epochs = mini_batch, epochs
+        self.mini_batch, self.epochs, self.micro_batch = mini_batch, epochs, micro_batch
         self.is_adapter = "prm" in getattr(model, "peft_config", {})
         with self._active():
             trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -79,14 +80,14 @@ class ImplicitPRM:
             parameter.requires_grad_(True)
         return cls(model.eval(), **settings)
 
-    def logprobs(self, batch: DialogueBatch, micro_batch: int | None = None) -> Tensor:
+    def logprobs(self, batch: DialogueBatch) -> Tensor:
         """log π_φ of the assistant tokens, (B, T), without gradients."""
         with torch.no_grad(), self._active():
-            return token_logprobs(self.model, batch, micro_batch=micro_batch)
+            return token_logprobs(self.model, batch, micro_batch=self.micro_batch)
 
-    def rewards(self, batch: DialogueBatch, ref_logprobs: Tensor, micro_batch: int | None = None) -> Tensor:
+    def rewards(self, batch: DialogueBatch, ref_logprobs: Tensor) -> Tensor:
         """Token rewards r_φ, (B, T)."""
-        return token_rewards(self.logprobs(batch, micro_batch), ref_logprobs, self.beta, self.clip)
+        return token_rewards(self.logprobs(batch), ref_logprobs, self.beta, self.clip)
 
     def update(
         self, batch: DialogueBatch, ref_logprobs: Tensor, outcomes: Tensor, valid: Tensor
@@ -115,7 +116,8 @@ class ImplicitPRM:
     def _scores(self, batch: DialogueBatch, ref_logprobs: Tensor) -> Tensor:
         """R_φ with gradients, (B,)."""
         ref_logprobs = ref_logprobs[:, : batch.turn_ids.shape[1]]
-        return token_rewards(token_logprobs(self.model, batch), ref_logprobs, self.beta, self.clip).sum(1)
+        logprobs = token_logprobs(self.model, batch, micro_batch=self.micro_batch)
+        return token_rewards(logprobs, ref_logprobs, self.beta, self.clip).sum(1)
 
     @contextlib.contextmanager
     def _active(self) -> Iterator[None]:

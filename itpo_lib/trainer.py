@@ -122,6 +122,7 @@ class ITPOTrainer(GRPOTrainer):
             mini_batch=args.prm_mini_batch_size,
             epochs=args.prm_epochs,
             clip=args.prm_clip,
+            micro_batch=args.micro_batch_size,
         )
 
     def _make_critic(self, policy: PreTrainedModel) -> Critic:
@@ -221,11 +222,11 @@ class ITPOTrainer(GRPOTrainer):
             return torch.zeros_like(ref_logprobs)
         began, rewards = time.perf_counter(), None
         if self.args.prm_order == "score_then_update":
-            rewards = self.prm.rewards(batch, ref_logprobs, self.args.micro_batch_size)
+            rewards = self.prm.rewards(batch, ref_logprobs)
         with torch.enable_grad():
             loss, fresh_scores = self.prm.update(batch, ref_logprobs, outcomes, valid)
         if rewards is None:
-            rewards = self.prm.rewards(batch, ref_logprobs, self.args.micro_batch_size)
+            rewards = self.prm.rewards(batch, ref_logprobs)
         self._log("prm/loss", loss)
         self._log("prm/accuracy", prm_accuracy(fresh_scores[valid], outcomes[valid]))
         self._log("time/prm", time.perf_counter() - began)

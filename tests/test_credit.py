@@ -230,8 +230,8 @@ def official(inputs: CreditInputs) -> torch.Tensor:
 
 def test_official_softmax_by_hand():
     turn_ids = torch.tensor([[1, 1, 0, 2], [1, 1, 1, 0]])
-    rewards = torch.tensor([[0.2, 0.4, 0.0, -0.1], [0.1, 0.1, 0.6, 0.0]], dtype=torch.float64)
-    scale, mean_length = 0.8, 6 / 3  # largest |return-to-go| is row 2's 0.8; 6 tokens in 3 turns
+    rewards = torch.tensor([[0.2, 0.4, 0.0, -0.1], [-0.1, -0.1, -0.6, 0.0]], dtype=torch.float64)
+    scale, mean_length = 0.8, 6 / 3  # largest |return-to-go| is row 2's -0.8; 6 tokens in 3 turns
     scores = [0.3 / scale * mean_length / 0.4, -0.1 / scale * mean_length / 0.4]
     expected = math.exp(scores[0]) / (math.exp(scores[0]) + math.exp(scores[1]))
     shares = official(CreditInputs(torch.ones(2), turn_ids, 2, rewards))
