@@ -20,7 +20,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint notebooks exercises bench figures clean
+.PHONY: help venv demo test lint notebooks exercises bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -72,11 +72,9 @@ else
 	@$(BIN)/python solutions/make_exercises.py
 endif
 
-bench: venv ## measure; writes the tables in benchmarks/
-	@$(BIN)/python benchmarks/run.py
-
-figures: venv ## draw the figures from the measured tables
-	@$(BIN)/python benchmarks/figures.py
+bench: venv ## print the tables of ratios: rollouts and training steps, measured side by side
+	@$(BIN)/python benchmarks/rollout.py --smollm2
+	@$(BIN)/python benchmarks/step.py
 
 clean: ## remove caches and build output; .venv and runs/ stay
 	@rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

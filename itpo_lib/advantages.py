@@ -14,7 +14,7 @@ from .credit import Credit, reverse_cumsum
 from .errors import ItpoError, require, unknown_name
 
 ESTIMATORS = ("rloo", "grpo", "ppo")
-BASELINES = ("turn", "official", "outcome", "credit_weighted")
+BASELINES = ("turn", "official", "outcome", "credit_weighted", "signed")
 GRPO_SCALES = ("std", "none")
 
 
@@ -41,7 +41,8 @@ def rloo(credit: Credit, scores: Tensor, group_size: int, baseline: str = "outco
     Baselines: `turn`, return-to-go minus the mean return-to-go of the others that reach unit k (the
     others' whole return where none does); `official`, the released code's per-row mean, subtracted at
     every unit and summed backwards; `outcome`, leave-one-out on `scores` (B,), then spread by the
-    credit's shares and summed backwards; `credit_weighted`, K·w_k·(S - b) with no return-to-go.
+    credit's shares and summed backwards; `credit_weighted`, K·w_k·(S - b) with no return-to-go;
+    `signed`, the same, but where S < b by the credit's blame, so that the worst turns pay.
     """
     check_group(len(credit.rewards), group_size)
     rewards, mask = credit.rewards * credit.mask, credit.mask
@@ -62,8 +63,11 @@ def rloo(credit: Credit, scores: Tensor, group_size: int, baseline: str = "outco
             "use baseline 'turn' or 'official'"
         )
     others, _ = leave_one_out(scores, mask.any(1), group_size)
-    spread = credit.shares * (scores - others)[:, None] * mask * _has_peers(mask, group_size)
-    if baseline == "credit_weighted":
+    edge, shares = (scores - others)[:, None], credit.shares
+    if baseline == "signed" and credit.blame is not None:
+        shares = torch.where(edge < 0, credit.blame, shares)
+    spread = shares * edge * mask * _has_peers(mask, group_size)
+    if baseline in ("credit_weighted", "signed"):
         return spread * mask.sum(1, keepdim=True)
     return reverse_cumsum(spread, gamma) * mask
 

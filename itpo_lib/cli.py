@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -201,10 +202,9 @@ def lab(folder: Annotated[Path, typer.Argument(help="Folder of the notebooks")] 
     """Open the notebooks in JupyterLab."""
     with clear_errors():
         require(folder.is_dir(), f"there is no folder {str(folder)!r} here; run this from the project's folder")
-        require(
-            shutil.which("jupyter-lab") is not None, "JupyterLab is not installed: pip install 'itpo-lib[notebooks]'"
-        )
-        os.execvp("jupyter-lab", ["jupyter-lab", str(folder)])
+        jupyter = Path(sys.executable).with_name("jupyter-lab")  # found without an activated environment too
+        require(jupyter.exists(), "JupyterLab is not installed: pip install 'itpo-lib[notebooks]'")
+        os.execv(jupyter, [str(jupyter), str(folder)])
 
 
 def use_one_thread(scale: str) -> None:

@@ -8,7 +8,7 @@ the units that exist. Equations: arXiv 2603.23550 (ITPO), arXiv 2502.01456 (PRIM
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,12 +18,18 @@ from .errors import require, unknown_name
 
 @dataclass(frozen=True)
 class Credit:
-    """What a credit method says. `shares` (B, K) sum to 1 per dialogue where the method gives shares of R."""
+    """What a credit method says.
+
+    `shares` (B, K) sum to 1 per dialogue where the method gives shares of R. `blame` (B, K) are the
+    shares of a dialogue that went worse than expected: a turn that the PRM likes least bears most.
+    Where a method does not tell the two apart, `blame` is None and `shares` serve for both.
+    """
 
     rewards: Tensor
     mask: Tensor
     unit_ids: Tensor
     shares: Tensor | None = None
+    blame: Tensor | None = None
 
 
 def unit_sums(values: Tensor, unit_ids: Tensor, n_units: int) -> Tensor:
@@ -149,10 +155,10 @@ def norm_itpo(inputs: CreditInputs) -> Credit:
     """Norm-ITPO: R_k = w_k · R with w a softmax of the implicit turn rewards; Σ_k R_k = R."""
     if inputs.softmax == "official":
         shares = official_softmax_shares(inputs.token_rewards, inputs.turn_ids, inputs.mask, inputs.temperature)
-    else:
-        sums = unit_sums(inputs.token_rewards, inputs.turn_ids, inputs.n_turns)
-        shares = softmax_shares(sums, inputs.mask, inputs.temperature)
-    return _from_shares(inputs, shares)
+        return _from_shares(inputs, shares)
+    sums = unit_sums(inputs.token_rewards, inputs.turn_ids, inputs.n_turns)
+    credit = _from_shares(inputs, softmax_shares(sums, inputs.mask, inputs.temperature))
+    return replace(credit, blame=softmax_shares(-sums, inputs.mask, inputs.temperature))
 
 
 CREDITS: dict[str, Callable[[CreditInputs], Credit]] = {

@@ -13,7 +13,8 @@ Shapes: N dialogues (all that can happen), K turns at most, S states, A actions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,8 +183,9 @@ def expected_gradient(
         require(n**group_size <= 4_000_000, f"{n} dialogues make {n}^{group_size} groups: too many to list")
         groups = torch.cartesian_prod(*[torch.arange(n)] * group_size)  # (N^G, G)
         rows, weights = groups.flatten(), probs[groups].prod(1).repeat_interleave(group_size) / group_size
-        shares = None if credit.shares is None else credit.shares[rows]
-        batch = Credit(credit.rewards[rows], credit.mask[rows], credit.unit_ids[rows], shares)
+        parts = {f.name: getattr(credit, f.name) for f in fields(credit)}
+        picked: dict[str, Any] = {name: None if part is None else part[rows] for name, part in parts.items()}
+        batch = Credit(**picked)
         advantages = rloo(batch, dialogues.outcomes[rows], group_size, baseline)
         expected = torch.zeros_like(credit.rewards, dtype=torch.float64)
         expected.index_add_(0, rows, advantages * weights[:, None])  # Σ over groups of P(group)·A, per dialogue

@@ -34,15 +34,16 @@ def credit_for(turns: list[int], seed: int = 0, extra: int = 0) -> tuple[Credit,
     k = max(1, max(turns))
     mask = torch.arange(k) < torch.tensor(turns)[:, None]
     outcomes = uniform(seed, len(turns)) * mask.any(1)
-    shares = softmax_shares(normal(seed + 1, len(turns), k), mask, 1.0)
+    sums = normal(seed + 1, len(turns), k)
+    shares, blame = softmax_shares(sums, mask, 1.0), softmax_shares(-sums, mask, 1.0)
     pad = lambda x: torch.nn.functional.pad(x, (0, extra))  # noqa: E731
     ids = mask * torch.arange(1, k + 1)
-    return Credit(pad(shares * outcomes[:, None]), pad(mask), pad(ids), pad(shares)), outcomes
+    return Credit(pad(shares * outcomes[:, None]), pad(mask), pad(ids), pad(shares), pad(blame)), outcomes
 
 
 def reordered(credit: Credit, order: torch.Tensor) -> Credit:
-    shares = None if credit.shares is None else credit.shares[order]
-    return Credit(credit.rewards[order], credit.mask[order], credit.unit_ids[order], shares)
+    parts = {f.name: getattr(credit, f.name) for f in dataclasses.fields(credit)}
+    return Credit(**{name: None if part is None else part[order] for name, part in parts.items()})
 
 
 def flat(groups: list[list[int]]) -> list[int]:
@@ -50,7 +51,7 @@ def flat(groups: list[list[int]]) -> list[int]:
 
 
 def slow_rloo(credit: Credit, scores: torch.Tensor, baseline: str) -> torch.Tensor:
-    """The four baselines as the method's text states them, sample by sample."""
+    """The baselines as the method's text states them, sample by sample."""
     result = torch.zeros_like(credit.rewards)
     counts = credit.mask.sum(1).tolist()
     rewards = [row[:n] for row, n in zip(credit.rewards.tolist(), counts, strict=True)]
@@ -70,7 +71,8 @@ def slow_rloo(credit: Credit, scores: torch.Tensor, baseline: str) -> torch.Tens
                 if baseline == "outcome":
                     result[i, k] = advantage * credit.shares[i, k:n].sum()
                 else:
-                    result[i, k] = n * credit.shares[i, k] * advantage
+                    weights = credit.blame if baseline == "signed" and advantage < 0 else credit.shares
+                    result[i, k] = n * weights[i, k] * advantage
     return result
 
 
@@ -136,7 +138,7 @@ def test_groups_with_nobody_to_compare_learn_nothing(baseline, alive):
     assert rloo(failed, scores, G, baseline).tolist() == torch.zeros(3, 3).tolist()
 
 
-@pytest.mark.parametrize("baseline", ["outcome", "credit_weighted"])
+@pytest.mark.parametrize("baseline", ["outcome", "credit_weighted", "signed"])
 def test_equal_outcomes_cancel_exactly(baseline):
     credit, _ = credit_for([2, 1, 3])
     assert not rloo(credit, torch.full((3,), 1.0), G, baseline).any()
@@ -153,9 +155,15 @@ def test_equal_rewards_give_zero_after_whitening(value, size):
     assert not whiten(grpo(credit, size), mask).any()
 
 
+def test_signed_is_credit_weighted_where_a_credit_knows_no_blame():
+    credit, scores = credit_for([2, 1, 3])
+    credit = dataclasses.replace(credit, blame=None)
+    assert torch.equal(rloo(credit, scores, G, "signed"), rloo(credit, scores, G, "credit_weighted"))
+
+
 def test_credit_without_shares_refuses_baselines_that_spread():
     credit = dataclasses.replace(credit_for([2, 1, 3])[0], shares=None)
-    for baseline in ("outcome", "credit_weighted"):
+    for baseline in ("outcome", "credit_weighted", "signed"):
         with pytest.raises(ItpoError, match="use baseline 'turn' or 'official'"):
             rloo(credit, torch.ones(3), G, baseline)
     for baseline in ("turn", "official"):
@@ -164,7 +172,7 @@ def test_credit_without_shares_refuses_baselines_that_spread():
 
 def test_bad_names_and_groups_are_refused():
     credit, scores = credit_for([2, 1, 3])
-    with pytest.raises(ItpoError, match=r"credit_weighted, official, outcome, turn.*Did you mean 'turn'"):
+    with pytest.raises(ItpoError, match=r"credit_weighted, .*outcome, .*turn.*Did you mean 'turn'"):
         rloo(credit, scores, G, "turns")
     with pytest.raises(ItpoError, match="none, std"):
         grpo(credit, G, "var")
@@ -340,6 +348,7 @@ RULES = [
         ("rloo", "official"),
         ("rloo", "outcome"),
         ("rloo", "credit_weighted"),
+        ("rloo", "signed"),
         ("grpo", "turn"),
         ("ppo", "turn"),
     )

@@ -239,7 +239,7 @@ def test_official_baseline_punishes_asking():
     assert first.tolist() == pytest.approx([0.64, -0.06, -0.75, -1.44], abs=0.006)
 
 
-@pytest.mark.parametrize("baseline", ["turn", "outcome", "credit_weighted"])
+@pytest.mark.parametrize("baseline", ["turn", "outcome", "credit_weighted", "signed"])
 def test_other_baselines_do_not_at_the_first_turn(baseline):
     advantages = rloo(four_equal_dialogues(), torch.ones(4, dtype=torch.float64), 4, baseline)
     assert torch.allclose(advantages[:, 0], torch.zeros(4, dtype=torch.float64), atol=1e-12)

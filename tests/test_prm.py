@@ -155,10 +155,14 @@ def test_user_tokens_contribute_nothing(model, batch, chat):
     assert torch.allclose(rewards.sum(1), total, atol=1e-5)
 
 
-def test_micro_batches_do_not_change_rewards(model, batch):
-    prm, ref = ImplicitPRM.beside(model, beta=0.05, lr=1e-2), reference_logprobs(model, batch)
-    prm.update(batch, ref, OUTCOMES, VALID)
-    assert torch.allclose(prm.rewards(batch, ref, micro_batch=1), prm.rewards(batch, ref), atol=1e-5)
+def test_micro_batches_change_neither_training_nor_rewards(model, batch):
+    ref = reference_logprobs(model, batch)
+    whole, parts = (ImplicitPRM.beside(model, beta=0.05, lr=1e-3, micro_batch=m) for m in (None, 1))
+    losses = [prm.update(batch, ref, OUTCOMES, VALID)[0] for prm in (whole, parts)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert torch.allclose(whole.rewards(batch, ref), parts.rewards(batch, ref), atol=1e-3)
+    parts.model.load_state_dict(whole.model.state_dict())
+    assert torch.allclose(whole.rewards(batch, ref), parts.rewards(batch, ref), atol=1e-5)
 
 
 def test_mini_batches_and_epochs_are_steps(model, batch):
