@@ -40,7 +40,7 @@ class MetricsFile(TrainerCallback):
             fresh.replace(self.path)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs and "turns" in logs:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -58,8 +58,10 @@ class ProgressBar(TrainerCallback):
             )
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        if self.bar is not None and logs and "turns" in logs:
-            self.bar.set_postfix(success=f"{logs.get('success', 0.0):.2f}", turns=f"{logs['turns']:.1f}", refresh=False)
+        if self.bar is not None and logs:
+            if "turns" in logs:  # steps that reuse a batch of dialogues play none
+                newest = {"success": f"{logs.get('success', 0.0):.2f}", "turns": f"{logs['turns']:.1f}"}
+                self.bar.set_postfix(newest, refresh=False)
             self.bar.update(state.global_step - self.bar.n)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -68,7 +70,7 @@ class ProgressBar(TrainerCallback):
 
 
 class GracefulStop(TrainerCallback):
-    """Ctrl-C ends the run after the step at hand and saves it; a second Ctrl-C ends it at once."""
+    """Ctrl-C ends the run after the batch at hand and saves it; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -84,10 +86,10 @@ class GracefulStop(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        tqdm.write("Stopping after this step; press Ctrl-C again to stop at once, without saving.")
+        tqdm.write("Stopping after this batch; press Ctrl-C again to stop at once, without saving.")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.asked:
+        if self.asked and state.global_step % args.steps_per_batch == 0:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -104,6 +104,11 @@ class ITPOConfig(GRPOConfig):
         return self.credit in NEEDS_PRM
 
     @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps that are taken on one batch of dialogues; exact resume happens between batches."""
+        return max(1, self.num_iterations * (self.steps_per_generation or 1) // self.gradient_accumulation_steps)
+
+    @property
     def rule(self) -> LearningRule:
         """The part of the settings that turns outcomes into advantages."""
         return LearningRule(

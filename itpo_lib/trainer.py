@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from .batching import regroup_by_length
 from .chat import ChatFormat
 from .config import ITPOConfig
 from .critic import Critic
@@ -33,6 +34,7 @@ from .rollout import Episode, play
 from .tasks.base import Task
 
 COMPLETE = "itpo_complete.json"  # written last: a checkpoint without it was cut off while saving
+ORDERLESS_LOSSES = ("dapo", "grpo", "dr_grpo", "cispo")  # no normalising within a slice
 PROBE_ROWS = 4  # dialogues on which the sampler's log-probs are compared with the trainer's
 
 
@@ -60,6 +62,7 @@ class ITPOTrainer(GRPOTrainer):
     _tag_names = ["trl", "itpo"]
     args: ITPOConfig
     model: PreTrainedModel
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class ITPOTrainer(GRPOTrainer):
     @staticmethod
     def _check_save_steps(args: ITPOConfig) -> None:
         """A checkpoint inside a reused generation could not resume exactly; refuse the setting."""
-        reuse = args.num_iterations * (args.steps_per_generation or 1) // (args.gradient_accumulation_steps or 1)
+        reuse = args.steps_per_batch
         steps = args.save_steps
         require(
             reuse <= 1 or args.save_strategy == "no" or (steps >= 1 and steps % reuse == 0),
@@ -159,6 +162,18 @@ class ITPOTrainer(GRPOTrainer):
             "env_mask": [[int(k > 0) for k in d.turn_ids] for d in self.dialogues],
             "outcome": [d.outcome for d in self.dialogues],
         }
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's slices of the batch, regrouped by length where they all belong to one optimizer step."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        args, slices = self.args, self._buffered_inputs
+        n_slices = args.steps_per_generation or 1
+        one_step = n_slices <= args.gradient_accumulation_steps
+        if slices is not None and slices is not before and one_step and args.loss_type in ORDERLESS_LOSSES:
+            slices = regroup_by_length(slices)
+            self._buffered_inputs, inputs = slices, slices[self._step % n_slices]
+        return inputs
 
     # -- credit and advantages -------------------------------------------------------------------
 

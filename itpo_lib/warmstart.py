@@ -9,20 +9,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from .chat import ChatFormat
 from .dialogue import Dialogue, collate
 from .errors import require
+from .evaluate import evaluate
 from .logprobs import token_logprobs
 from .models import tiny_model, tiny_tokenizer
-from .rollout import Episode, play
 from .tasks import Task, get_task, play_scripted
 
 
@@ -63,6 +60,7 @@ def warmstart(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+    measured = [evaluate(model, chat, world, n=512)[0] for world in (hiding, revealed)]
     report = {
         "task": task_name,
         "difficulty": difficulty,
@@ -71,20 +69,13 @@ def warmstart(
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "final_loss": round(loss.item(), 4),
-        "success": mean_outcome(model, chat, hiding),
-        "success_when_informed": mean_outcome(model, chat, revealed),
+        "success": measured[0].success.mean,
+        "outcome": measured[0].outcome.mean,
+        "success_when_informed": measured[1].success.mean,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
     save_policy(model, chat, out, report)
     return report
-
-
-def mean_outcome(model: PreTrainedModel, chat: ChatFormat, task: Task, n: int = 512) -> float:
-    """Mean outcome of sampled dialogues on `n` validation goals."""
-    outcomes: Iterator[Any] = (
-        d.outcome for d in play(model, chat, task, [Episode(task.goal(i, "validation"), i) for i in range(n)])
-    )
-    return round(float(np.mean(list(outcomes))), 4)
 
 
 def save_policy(model: PreTrainedModel, chat: ChatFormat, out: Path, report: dict) -> None:

@@ -56,14 +56,15 @@ class Recorder:
         trainer._generate_and_score_completions, trainer._compute_loss = recording_generate, recording_loss
 
 
-@pytest.mark.parametrize("whiten", [True, False])
-def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten):
+@pytest.mark.parametrize("whiten, slices", [(True, 1), (False, 1), (True, 4)])
+def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten, slices):
     """In float64, since Adam turns the rounding noise of a vanishing gradient into a full step."""
     model, chat = load_policy("tiny", dtype=torch.float64)
     plain = copy.deepcopy(model)
     args = ITPOConfig(
         output_dir=str(tmp_path), use_cpu=True, save_strategy="no", disable_tqdm=True, whiten_advantages=whiten,
-        baseline="outcome", **{**SMALL, "max_steps": 3},
+        baseline="outcome", gradient_accumulation_steps=slices,
+        **{**SMALL, "max_steps": 3, "per_device_train_batch_size": 8 // slices},
     )  # fmt: skip
     trainer = ITPOTrainer(model, args, get_task("math_tutoring"), chat)
     record = Recorder(trainer)
@@ -72,9 +73,8 @@ def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten):
         plain, chat, trainer.task, record.goals, seeds=record.seeds, group=args.num_generations, beta=args.prm_beta,
         eta=args.credit_temperature, prm_lr=args.prm_learning_rate, lr=args.learning_rate, whiten=whiten,
     )  # fmt: skip
-    for advantages, loss, (expected_advantages, expected_loss) in zip(
-        record.advantages, record.losses, steps, strict=True
-    ):
+    losses = [sum(record.losses[i : i + slices]) for i in range(0, 3 * slices, slices)]
+    for advantages, loss, (expected_advantages, expected_loss) in zip(record.advantages, losses, steps, strict=True):
         assert advantages.abs().max() > 0.1, "a batch without signal shows nothing"
         torch.testing.assert_close(advantages.double(), expected_advantages.double(), atol=1e-5, rtol=1e-5)
         assert loss == pytest.approx(expected_loss, abs=1e-6)
@@ -178,13 +178,11 @@ def test_a_task_that_breaks_in_mid_run_loses_nothing(tmp_path, mode, says):
 
 
 SCRIPT = """
-import sys, json
-from itpo_lib.config import ITPOConfig
-from itpo_lib.models import load_policy, shipped_checkpoint
+import sys
 from itpo_lib.run import RunSettings, train
 out, resume = sys.argv[1], sys.argv[2] == "resume"
 options = dict(max_steps=6, per_device_train_batch_size=8, num_generations=4, learning_rate=1e-3, save_steps=2,
-               estimator="ppo")
+               estimator="ppo", num_iterations=2)
 train(RunSettings(out=out, device="cpu", eval_dialogues=4, options=options), resume=resume)
 """
 

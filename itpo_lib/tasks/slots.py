@@ -146,7 +146,7 @@ class NoviceHabits:
     relevant slot, one that is already told with probability `repeat`.
     """
 
-    guess: float = 0.45
+    guess: float = 0.35
     wander: float = 0.2
     repeat: float = 0.2
 
