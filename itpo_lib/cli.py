@@ -181,7 +181,7 @@ def play(
 def warmstart(
     task: TaskName = "math_tutoring",
     difficulty: Annotated[str, typer.Option(help="easy, normal or stress")] = "normal",
-    steps: Annotated[int, typer.Option(help="Imitation steps of 64 dialogues", min=1)] = 500,
+    steps: Annotated[int, typer.Option(help="Imitation steps of 64 dialogues", min=1)] = 800,
     seed: Annotated[int, typer.Option(help="Seed of weights and dialogues")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint; default: the shipped one's place")] = None,
 ) -> None:

@@ -35,7 +35,7 @@ def novice_dialogues(task: Task, chat: ChatFormat, start: int, n: int) -> list[D
 
 
 def warmstart(
-    task_name: str, difficulty: str, out: Path, steps: int = 500, batch_size: int = 64, seed: int = 0
+    task_name: str, difficulty: str, out: Path, steps: int = 800, batch_size: int = 64, seed: int = 0
 ) -> dict:
     """Train a tiny policy by imitation and save it in `out`; returns what was measured.
 
