@@ -35,7 +35,9 @@ def leave_one_out(values: Tensor, valid: Tensor, group_size: int) -> tuple[Tenso
     return (total - grouped * counted).flatten(0, 1) / others.clamp(min=1), others
 
 
-def rloo(credit: Credit, scores: Tensor, group_size: int, baseline: str = "outcome", gamma: float = 1.0) -> Tensor:
+def rloo(
+    credit: Credit, scores: Tensor, group_size: int, baseline: str = "credit_weighted", gamma: float = 1.0
+) -> Tensor:
     """RLOO advantages (B, K), 0 where there is no unit.
 
     Baselines: `turn`, return-to-go minus the mean return-to-go of the others that reach unit k (the

@@ -59,7 +59,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run")] = Path("runs/latest"),
     peft: Annotated[str | None, typer.Option(help="lora: train adapters on one frozen base")] = None,
     device: Device = "auto",
-    eval_dialogues: Annotated[int, typer.Option(help="Dialogues of each evaluation", min=1)] = 256,
+    eval_dialogues: Annotated[
+        int | None, typer.Option(help="Dialogues of each evaluation; default 256 tiny, 8 text, 64 hub", min=1)
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any field of ITPOConfig, as name=value; repeatable")
     ] = None,
@@ -117,7 +119,10 @@ def evaluate(
     task: TaskName = "math_tutoring",
     scale: Scale = "tiny",
     difficulty: Difficulty = None,
-    dialogues: Annotated[int, typer.Option("-n", "--dialogues", help="Validation dialogues", min=1)] = 256,
+    dialogues: Annotated[
+        int | None,
+        typer.Option("-n", "--dialogues", help="Validation dialogues; default 256 tiny, 8 text, 64 hub", min=1),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of users and sampler")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the dialogues to this JSON file")] = None,
 ) -> None:
@@ -125,6 +130,7 @@ def evaluate(
     with clear_errors():
         from .evaluate import evaluate as evaluate_policy
         from .models import load_policy
+        from .presets import EVAL_DIALOGUES
         from .run import quiet_libraries, task_ceiling
         from .tasks import get_task
 
@@ -132,10 +138,10 @@ def evaluate(
         quiet_libraries()
         world = get_task(task, scale, **({"difficulty": difficulty} if difficulty else {}))
         policy, chat = load_policy(model, task, difficulty=getattr(world, "difficulty", "normal"))
-        results = {}
+        results, n = {}, dialogues or EVAL_DIALOGUES.get(scale, 64)
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
-            with console.status(f"playing {dialogues} dialogues, {name}"):
-                results[name] = evaluate_policy(policy, chat, world, dialogues, temperature=temperature, seed=seed)
+            with console.status(f"playing {n} dialogues, {name}"):
+                results[name] = evaluate_policy(policy, chat, world, n, temperature=temperature, seed=seed)
         show_table({name: summary.to_dict() for name, (summary, _) in results.items()}, task_ceiling(world))
         if out is not None:
             out.write_text(json.dumps({k: [d.to_dict() for d in played] for k, (_, played) in results.items()}) + "\n")

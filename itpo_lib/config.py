@@ -12,7 +12,7 @@ import torch
 from trl import GRPOConfig
 
 from .advantages import BASELINES, ESTIMATORS, GRPO_SCALES
-from .credit import CREDITS, NEEDS_PRM, SOFTMAX_MODES
+from .credit import CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
 from .errors import require, unknown_name
 from .learning import LearningRule
 
@@ -31,7 +31,14 @@ class ITPOConfig(GRPOConfig):
 
     credit: str = field(default="norm_itpo", metadata={"help": "Credit method: " + ", ".join(CREDITS)})
     estimator: str = field(default="rloo", metadata={"help": "Advantage estimator: " + ", ".join(ESTIMATORS)})
-    baseline: str = field(default="outcome", metadata={"help": "RLOO's baseline: " + ", ".join(BASELINES)})
+    baseline: str = field(
+        default="auto",
+        metadata={
+            "help": "RLOO's baseline: "
+            + ", ".join(BASELINES)
+            + "; auto: credit_weighted for methods that share out R, turn for the others"
+        },
+    )
     grpo_scale: str = field(default="std", metadata={"help": "GRPO's scale: std, or none (Dr. GRPO)"})
     credit_temperature: float = field(default=0.4, metadata={"help": "η of Norm-ITPO's softmax over turns"})
     softmax_mode: str = field(default="sum", metadata={"help": "Norm-ITPO: sum (paper) or official (released code)"})
@@ -66,7 +73,7 @@ class ITPOConfig(GRPOConfig):
         for name, choices in (
             ("credit", CREDITS),
             ("estimator", ESTIMATORS),
-            ("baseline", BASELINES),
+            ("baseline", (*BASELINES, "auto")),
             ("grpo_scale", GRPO_SCALES),
             ("softmax_mode", SOFTMAX_MODES),
             ("prm_order", PRM_ORDERS),
@@ -82,9 +89,9 @@ class ITPOConfig(GRPOConfig):
             self.num_generations >= 2,
             f"num_generations must be >= 2 (a group of one has no baseline), got {self.num_generations}",
         )
-        shareless = self.estimator == "rloo" and self.baseline in ("outcome", "credit_weighted")
+        shareless = self.credit not in GIVES_SHARES and self.baseline not in ("auto", "turn", "official")
         require(
-            not (shareless and self.credit in ("itpo", "prime")),
+            not (self.estimator == "rloo" and shareless),
             f"baseline {self.baseline!r} needs shares of the outcome, which credit {self.credit!r} does not give; "
             "use baseline='turn' or 'official'",
         )
@@ -111,10 +118,11 @@ class ITPOConfig(GRPOConfig):
     @property
     def rule(self) -> LearningRule:
         """The part of the settings that turns outcomes into advantages."""
+        default = "credit_weighted" if self.credit in GIVES_SHARES else "turn"
         return LearningRule(
             self.credit,
             self.estimator,
-            self.baseline,
+            default if self.baseline == "auto" else self.baseline,
             self.grpo_scale,
             self.credit_temperature,
             self.softmax_mode,

@@ -169,6 +169,7 @@ CREDITS: dict[str, Callable[[CreditInputs], Credit]] = {
     "norm_itpo": norm_itpo,
 }
 NEEDS_PRM = frozenset({"prime", "itpo", "norm_itpo"})
+GIVES_SHARES = frozenset({"trajectory", "uniform", "norm_itpo"})
 SOFTMAX_MODES = ("sum", "official")
 
 

@@ -18,7 +18,7 @@ class LearningRule:
 
     credit: str = "norm_itpo"
     estimator: str = "rloo"
-    baseline: str = "outcome"
+    baseline: str = "credit_weighted"
     grpo_scale: str = "std"
     credit_temperature: float = 0.4
     softmax_mode: str = "sum"

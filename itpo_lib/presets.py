@@ -5,23 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 TINY: dict[str, Any] = {
-    "max_steps": 50,
-    "per_device_train_batch_size": 64,
-    "num_generations": 8,
-    "learning_rate": 5e-4,
+    "max_steps": 76,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 4,
+    "num_generations": 4,
+    "num_iterations": 2,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear",
+    "beta": 0.02,
+    "credit_temperature": 2.0,
     "prm_beta": 0.05,
     "prm_learning_rate": 1e-3,
     "micro_batch_size": 16,
 }
-TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {  # small enough for a CPU; on a GPU, raise the batch: --set gradient_accumulation_steps=16
     "max_steps": 100,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 8,
-    "num_generations": 8,
-    "learning_rate": 5e-6,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "num_generations": 4,
+    "learning_rate": 1e-5,
+    "beta": 1e-3,
     "prm_beta": 0.05,
-    "prm_learning_rate": 5e-6,
-    "micro_batch_size": 8,
+    "prm_learning_rate": 1e-5,
+    "micro_batch_size": 4,
 }
 HUB: dict[str, Any] = {  # the paper's released scripts (RLOO): 16 prompts x 8 samples
     "max_steps": 500,
@@ -36,6 +42,7 @@ HUB: dict[str, Any] = {  # the paper's released scripts (RLOO): 16 prompts x 8 s
     "micro_batch_size": 4,
     "gradient_checkpointing": True,
 }
+EVAL_DIALOGUES = {"tiny": 256, "text": 8, "hub": 64}
 PRESETS = {"tiny": TINY, "text": TEXT, "hub": HUB}
 ADAPTERS: dict[str, Any] = {
     "r": 16,

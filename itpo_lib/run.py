@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import ItpoError, require
-from .presets import ADAPTERS, PRESETS
+from .presets import ADAPTERS, EVAL_DIALOGUES, PRESETS
 from .tasks import Task, ceiling, get_task
 
 if TYPE_CHECKING:
@@ -34,10 +34,15 @@ class RunSettings:
     seed: int = 0
     device: str = "auto"
     lora: bool = False
-    eval_dialogues: int = 256
+    eval_dialogues: int | None = None  # default: 256 tiny, 8 text, 64 hub
     threads: int | None = None  # default: 1 for tiny models, torch's choice otherwise
     options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_eval(self) -> int:
+        """Dialogues of one evaluation."""
+        return self.eval_dialogues or EVAL_DIALOGUES[self.scale]
 
     def save(self) -> None:
         """Write `settings.json` into the run's folder."""
@@ -157,7 +162,7 @@ def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer) -> dict[str, A
     path = Path(settings.out) / "before.json"
     if not path.exists():
         model = trainer.accelerator.unwrap_model(trainer.model)
-        summary, dialogues = evaluate(model, trainer.chat, trainer.task, settings.eval_dialogues)
+        summary, dialogues = evaluate(model, trainer.chat, trainer.task, settings.n_eval)
         path.write_text(json.dumps({"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}))
     return json.loads(path.read_text())
 
@@ -172,7 +177,7 @@ def finish(result: RunResult, seconds: float) -> None:
     trainer, out = result.trainer, Path(result.settings.out)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
-    summary, dialogues = evaluate(model, trainer.chat, trainer.task, result.settings.eval_dialogues)
+    summary, dialogues = evaluate(model, trainer.chat, trainer.task, result.settings.n_eval)
     result.after = {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}
     evaluation = {"before": result.before["summary"], "after": result.after["summary"], "ceiling": result.ceiling}
     (out / "evaluation.json").write_text(json.dumps({**evaluation, "seconds": round(seconds, 1)}, indent=2) + "\n")

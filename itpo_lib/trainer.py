@@ -103,6 +103,7 @@ class ITPOTrainer(GRPOTrainer):
         self.prm = self._make_prm(policy) if args.needs_prm else None
         self.critic = self._make_critic(policy) if args.estimator == "ppo" else None
         self.dialogues: list[Dialogue] = []  # the newest batch, for callbacks and widgets
+        self._scoring = False  # inside TRL's scoring of a fresh batch
         self._generation = (-1, 0)  # optimizer step, and how many batches were played in it
 
     @staticmethod
@@ -163,6 +164,14 @@ class ITPOTrainer(GRPOTrainer):
             "outcome": [d.outcome for d in self.dialogues],
         }
 
+    def _get_per_token_logps_and_entropies(self, model: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple:
+        """While TRL scores a fresh batch it asks for the old log-probs: the sampler knows them exactly."""
+        if self._scoring and not self.use_vllm:
+            width = input_ids.shape[1] - max(len(d.prompt_ids) for d in self.dialogues)
+            sampled = collate(self.dialogues, self.chat.pad_id).logprobs.to(input_ids.device)
+            return torch.nn.functional.pad(sampled, (0, max(0, width - sampled.shape[1]))), None, None
+        return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """TRL's slices of the batch, regrouped by length where they all belong to one optimizer step."""
         before = self._buffered_inputs
@@ -179,12 +188,14 @@ class ITPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._batch_episodes = self._episodes(inputs)
-        self.beta = 0.0
+        self.beta, self._scoring = 0.0, True
         try:
             output = super()._generate_and_score_completions(inputs)
             self._check_failures()
         except ItpoError as error:
             self._save_before_raising(error)
+        finally:
+            self._scoring = False
         batch = collate(self.dialogues, self.chat.pad_id).to(self.accelerator.device)
         advantages, ref_logprobs = self._learn_from(batch)
         pad = (0, output["completion_ids"].shape[1] - advantages.shape[1])  # pad_to_multiple_of

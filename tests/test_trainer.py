@@ -63,7 +63,7 @@ def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten, slices):
     plain = copy.deepcopy(model)
     args = ITPOConfig(
         output_dir=str(tmp_path), use_cpu=True, save_strategy="no", disable_tqdm=True, whiten_advantages=whiten,
-        baseline="outcome", gradient_accumulation_steps=slices,
+        baseline="outcome", lr_scheduler_type="constant", gradient_accumulation_steps=slices,
         **{**SMALL, "max_steps": 3, "per_device_train_batch_size": 8 // slices},
     )  # fmt: skip
     trainer = ITPOTrainer(model, args, get_task("math_tutoring"), chat)

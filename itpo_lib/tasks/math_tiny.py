@@ -78,7 +78,7 @@ OPENINGS = (
 )
 LEVELS: dict[str, dict[str, Any]] = {
     "easy": {"hidden": ("amount",), "max_turns": 5, "noise": Noise(vague=0.1, chatter=0.1)},
-    "normal": {"hidden": ("action", "amount"), "max_turns": 6, "noise": Noise(vague=0.2, wrong=0.01, chatter=0.2)},
+    "normal": {"hidden": ("action", "amount"), "max_turns": 6, "noise": Noise(vague=0.2, wrong=0.005, chatter=0.2)},
     "stress": {
         "hidden": ("unit", "action", "amount"),
         "max_turns": 8,
