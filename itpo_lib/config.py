@@ -68,6 +68,7 @@ class ITPOConfig(GRPOConfig):
     logging_steps: float = 1
     report_to: str | list[str] | None = "none"
     save_total_limit: int | None = 2
+    ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
         for name, choices in (

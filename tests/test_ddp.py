@@ -1,7 +1,9 @@
 """Two processes on the CPU (gloo): the same parameters on both, and the same run as one process."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ from itpo_lib.run import RunSettings, build_trainer
 torch.set_num_threads(1)
 out, rows, estimator = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 options = dict(max_steps=3, per_device_train_batch_size=rows, num_generations=4, learning_rate=1e-3,
-               save_strategy="no", ddp_backend="gloo", estimator=estimator)
+               save_strategy="no", estimator=estimator)
 trainer = build_trainer(RunSettings(out=out, device="cpu", options=options))
 trainer.train()
 policy = trainer.accelerator.unwrap_model(trainer.model)
@@ -34,11 +36,18 @@ def test_two_processes_stay_equal_and_match_one(tmp_path, estimator):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     one = [sys.executable, str(script), str(tmp_path / "one"), "16", estimator]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
-    two = [*launcher, "--master_port=0", str(script), str(tmp_path / "two"), "8", estimator]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    two = [*launcher, "--nproc_per_node=2", str(script), str(tmp_path / "two"), "8", estimator]
     for command in (one, two):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=420)
-        assert done.returncode == 0, done.stderr[-3000:]
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            _, errors = process.communicate(timeout=240)
+        finally:  # a rank that hangs must not outlive the test
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, errors[-3000:]
     single, first, second = (
         json.loads((tmp_path / name).read_text()) for name in ("one-rank0.json", "two-rank0.json", "two-rank1.json")
     )
