@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from .errors import ItpoError

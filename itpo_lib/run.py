@@ -97,7 +97,7 @@ def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = 
     from .trainer import ITPOTrainer
 
     task = get_task(settings.task, settings.scale, **settings.task_options)
-    fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 25, **settings.options}
+    fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 20, **settings.options}
     unknown = set(fields) - set(ITPOConfig.__dataclass_fields__)
     require(not unknown, f"ITPOConfig has no field {sorted(unknown)}; `itpo train --help` lists the common ones")
     args = ITPOConfig(

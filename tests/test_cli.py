@@ -27,7 +27,7 @@ def test_help_lists_the_commands():
         (["train", "--credit", "norm"], "norm_itpo"),
         (["train", "--set", "nonsense"], "name=value"),
         (["train", "--set", "num_generations=1"], "num_generations"),
-        (["train", "--set", "per_device_train_batch_size=12"], "divisible"),
+        (["train", "--set", "per_device_train_batch_size=5", "--set", "num_generations=8"], "divisible"),
         (["train", "--peft", "dora"], "lora"),
         (["train", "--resume"], "settings.json"),
         (["evaluate", "--model", "no/such/folder", "-n", "2"], "cannot load"),

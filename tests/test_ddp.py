@@ -16,6 +16,7 @@ from itpo_lib.run import RunSettings, build_trainer
 torch.set_num_threads(1)
 out, rows, estimator = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 options = dict(max_steps=3, per_device_train_batch_size=rows, num_generations=4, learning_rate=1e-3,
+               gradient_accumulation_steps=1,
                save_strategy="no", estimator=estimator)
 trainer = build_trainer(RunSettings(out=out, device="cpu", options=options))
 trainer.train()

@@ -6,7 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-BOOKS = sorted(p for folder in ("notebooks", "solutions") for p in Path(folder).rglob("*.ipynb") if "checkpoint" not in str(p))
+BOOKS = sorted(
+    p for folder in ("notebooks", "solutions") for p in Path(folder).rglob("*.ipynb") if "checkpoint" not in str(p)
+)
 
 
 def code_cells(path):

@@ -20,7 +20,10 @@ from itpo_lib.tasks import get_task, register_task
 from itpo_lib.tasks.math_tiny import TinyMathTutoring
 from itpo_lib.trainer import COMPLETE, ITPOTrainer, latest_checkpoint
 
-SMALL = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "learning_rate": 1e-3}
+SMALL = {
+    "max_steps": 2, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 4,
+    "num_iterations": 1, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "beta": 0.0,
+}  # fmt: skip
 
 
 def settings(tmp_path, task_options=None, **options):
@@ -63,8 +66,8 @@ def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten, slices):
     plain = copy.deepcopy(model)
     args = ITPOConfig(
         output_dir=str(tmp_path), use_cpu=True, save_strategy="no", disable_tqdm=True, whiten_advantages=whiten,
-        baseline="outcome", lr_scheduler_type="constant", gradient_accumulation_steps=slices,
-        **{**SMALL, "max_steps": 3, "per_device_train_batch_size": 8 // slices},
+        baseline="outcome",
+        **{**SMALL, "max_steps": 3, "per_device_train_batch_size": 8 // slices, "gradient_accumulation_steps": slices},
     )  # fmt: skip
     trainer = ITPOTrainer(model, args, get_task("math_tutoring"), chat)
     record = Recorder(trainer)
@@ -130,6 +133,7 @@ def test_adapters_train_on_one_frozen_base(tmp_path):
         ({"baseline": "mean"}, "outcome"),
         ({"num_generations": 1}, "at least 2|>= 2"),
         ({"per_device_train_batch_size": 6}, "divisible"),
+        ({"num_iterations": 2, "save_strategy": "steps", "save_steps": 25}, "multiple of 2"),
         ({"credit": "itpo"}, "shares"),
         ({"top_p": 0.9}, "top_p"),
         ({"gamma": 2.0}, "gamma"),
