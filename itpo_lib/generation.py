@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from .errors import require
 from .logprobs import backbone, lm_logits
@@ -48,6 +49,35 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
+class RoomyLayer(DynamicLayer):
+    """A cache layer with room to spare: appending copies the new columns, not all that came before."""
+
+    ROOM = 128  # spare columns of a fresh buffer
+    _views: tuple[Tensor, Tensor] | None = None
+    _buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used, columns = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
+        if self._buffers is None or self._views is None or self.keys is not self._views[0]:  # rows were dropped
+            self._buffers = None
+        if self._buffers is None or columns > self._buffers[0].shape[-2]:
+            self._buffers = (self._room(key_states, self.keys, used), self._room(value_states, self.values, used))
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., used:columns, :] = states
+        self.keys, self.values = (buffer[..., :columns, :] for buffer in self._buffers)
+        self._views = (self.keys, self.values)
+        return self.keys, self.values
+
+    def _room(self, states: Tensor, old: Tensor | None, used: int) -> Tensor:
+        batch, heads, new, width = states.shape
+        buffer = states.new_empty(batch, heads, used + new + self.ROOM, width)
+        if old is not None and used:
+            buffer[..., :used, :] = old
+        return buffer
+
+
 class CachedGenerator:
     """Continues one key-value cache across turns; finished dialogues leave the batch."""
 
@@ -55,6 +85,7 @@ class CachedGenerator:
         self.model, self.temperature = model, temperature
         self.stop = torch.tensor(sorted(stop_ids), device=model.device)
         self.cache = DynamicCache(config=model.config)
+        self.cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in self.cache.layers]
         windows = [getattr(layer, "sliding_window", None) for layer in self.cache.layers]
         self.window = min((window for window in windows if window is not None), default=None)
         self.rows: list[int] = []
