@@ -62,7 +62,7 @@ notebooks: venv ## execute notebooks/ and solutions/ again and save their output
 ifeq ($(BOOKS),)
 	@echo "there are no notebooks yet"
 else
-	@$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --inplace $(BOOKS)
+	@$(BIN)/python notebooks/save.py $(BOOKS)
 endif
 
 exercises: venv ## write the students' copies in exercises/ from solutions/

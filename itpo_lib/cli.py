@@ -244,8 +244,11 @@ def run_and_show(settings: Any, resume: bool = False) -> None:
         return
     if result.after is None:  # not the main process
         return
-    for name, side in (("Before", result.before), ("After", result.after)):
-        show_dialogue(name, side["dialogues"][0])
+    both = (result.before["dialogues"], result.after["dialogues"])
+    gains = [(b["outcome"] or 0) < (a["outcome"] or 0) for b, a in zip(*both, strict=True)]
+    shown = gains.index(True) if True in gains else 0  # a goal on which training made the difference
+    for name, dialogues in zip(("Before", "After"), both, strict=True):
+        show_dialogue(name, dialogues[shown])
     show_table({"before": result.before["summary"], "after": result.after["summary"]}, result.ceiling)
     console.print(f"Report: {settings.out}/report.html", markup=False)
 

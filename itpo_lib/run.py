@@ -100,13 +100,16 @@ def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = 
     fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 20, **settings.options}
     unknown = set(fields) - set(ITPOConfig.__dataclass_fields__)
     require(not unknown, f"ITPOConfig has no field {sorted(unknown)}; `itpo train --help` lists the common ones")
-    args = ITPOConfig(
-        output_dir=settings.out,
-        seed=settings.seed,
-        use_cpu=settings.device == "cpu",
-        dataloader_pin_memory=torch.cuda.is_available() and settings.device != "cpu",
-        **fields,
-    )
+    try:
+        args = ITPOConfig(
+            output_dir=settings.out,
+            seed=settings.seed,
+            use_cpu=settings.device == "cpu",
+            dataloader_pin_memory=torch.cuda.is_available() and settings.device != "cpu",
+            **fields,
+        )
+    except ValueError as error:  # TRL's own checks: batch sizes, precision, strategies
+        raise ItpoError(str(error)) from error
     name = settings.model or DEFAULT_MODELS[settings.scale]
     difficulty = getattr(task, "difficulty", "normal")
     dtype = torch.bfloat16 if args.bf16 and settings.lora else torch.float32

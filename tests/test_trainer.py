@@ -134,7 +134,7 @@ def test_adapters_train_on_one_frozen_base(tmp_path):
         ({"num_generations": 1}, "at least 2|>= 2"),
         ({"per_device_train_batch_size": 6}, "divisible"),
         ({"num_iterations": 2, "save_strategy": "steps", "save_steps": 25}, "multiple of 2"),
-        ({"credit": "itpo"}, "shares"),
+        ({"credit": "itpo", "baseline": "outcome"}, "shares"),
         ({"top_p": 0.9}, "top_p"),
         ({"gamma": 2.0}, "gamma"),
         ({"no_such_field": 1}, "no_such_field"),
