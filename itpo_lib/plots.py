@@ -49,14 +49,8 @@ def learning_curves(metrics: Sequence[dict[str, Any]], ceiling: float | None = N
         axes[1].set_ylim(bottom=0)
         axes[2].set_ylim(bottom=0)
         if ceiling is not None:
-            axes[0].axhline(ceiling, color="black", linestyle="--", linewidth=1)
-            axes[0].annotate(
-                f"ceiling {ceiling:.2f}",
-                (0.98, ceiling - 0.03),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="top",
-            )
+            axes[0].axhline(ceiling, color="black", linestyle="--", linewidth=1, label=f"ceiling {ceiling:.2f}")
+            axes[0].legend(loc="lower right")
     return figure
 
 

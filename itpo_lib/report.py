@@ -50,10 +50,12 @@ def write_report(result: RunResult, seconds: float) -> Path:
 
 
 def dialogue_pairs(result: RunResult, n: int = 3) -> list[dict[str, Any]]:
-    """The first `n` validation goals, played before and after, with turn rewards where there is a PRM."""
+    """`n` validation goals, played before and after; first those on which training made a difference."""
     assert result.after is not None
     pairs = []
-    for before, after in list(zip(result.before["dialogues"], result.after["dialogues"], strict=False))[:n]:
+    played = list(zip(result.before["dialogues"], result.after["dialogues"], strict=False))
+    played.sort(key=lambda pair: (pair[0]["outcome"] or 0) >= (pair[1]["outcome"] or 0))  # stable
+    for before, after in played[:n]:
         goal = result.trainer.task.goal(after["goal_index"], after["split"])
         sides = [describe(result, Dialogue.from_dict(data)) for data in (before, after)]
         pairs.append({"goal": goal, "sides": list(zip(("before training", "after training"), sides, strict=True))})
