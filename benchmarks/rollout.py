@@ -112,7 +112,7 @@ def main() -> None:
 
         model, _ = load_policy("smollm2")
         rows.append(
-            measure("SmolLM2-135M, prompt 200, 4 turns", model, batch=4, prompt=200, turns=4, new=16, repeats=repeats)
+            measure("SmolLM2-135M, prompt 400, 4 turns", model, batch=4, prompt=400, turns=4, new=16, repeats=repeats)
         )
     print_table(f"Rollout, {options.threads} thread(s)", rows)
 

@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from timing import print_table, side_by_side
+from transformers.trainer_callback import PrinterCallback
 
 from itpo_lib.config import ITPOConfig
 from itpo_lib.credit import softmax_shares, unit_sums
@@ -34,7 +35,7 @@ class PlainGRPO(ITPOTrainer):
     def _learn_from(self, batch):  # type: ignore[no-untyped-def]
         from itpo_lib.logprobs import token_logprobs
 
-        ref = token_logprobs(self.frozen, batch, self.temperature)
+        ref = token_logprobs(self.frozen, batch, self.temperature, self.args.micro_batch_size)
         return torch.zeros_like(ref), ref
 
     def _generate_and_score_completions(self, inputs):  # type: ignore[no-untyped-def]
@@ -50,9 +51,11 @@ def make(kind: type[ITPOTrainer], repeats: int) -> ITPOTrainer:
     model, chat = load_policy("tiny")
     args = ITPOConfig(
         output_dir=tempfile.mkdtemp(), max_steps=repeats + 2, per_device_train_batch_size=64, num_generations=8,
-        learning_rate=0.0, beta=1e-3, save_strategy="no", use_cpu=True, disable_tqdm=True,
+        learning_rate=0.0, beta=1e-3, micro_batch_size=16, save_strategy="no", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
-    return kind(model, args, get_task("math_tutoring"), chat)
+    trainer = kind(model, args, get_task("math_tutoring"), chat)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def step_seconds(trainer: ITPOTrainer) -> list[float]:

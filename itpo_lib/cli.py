@@ -60,7 +60,7 @@ def train(
     peft: Annotated[str | None, typer.Option(help="lora: train adapters on one frozen base")] = None,
     device: Device = "auto",
     eval_dialogues: Annotated[
-        int | None, typer.Option(help="Dialogues of each evaluation; default 256 tiny, 8 text, 64 hub", min=1)
+        int | None, typer.Option(help="Dialogues of each evaluation; default 256 tiny, 4 text, 64 hub", min=1)
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any field of ITPOConfig, as name=value; repeatable")
@@ -121,7 +121,7 @@ def evaluate(
     difficulty: Difficulty = None,
     dialogues: Annotated[
         int | None,
-        typer.Option("-n", "--dialogues", help="Validation dialogues; default 256 tiny, 8 text, 64 hub", min=1),
+        typer.Option("-n", "--dialogues", help="Validation dialogues; default 256 tiny, 4 text, 64 hub", min=1),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of users and sampler")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the dialogues to this JSON file")] = None,

@@ -34,7 +34,7 @@ class RunSettings:
     seed: int = 0
     device: str = "auto"
     lora: bool = False
-    eval_dialogues: int | None = None  # default: 256 tiny, 8 text, 64 hub
+    eval_dialogues: int | None = None  # default: 256 tiny, 4 text, 64 hub
     threads: int | None = None  # default: 1 for tiny models, torch's choice otherwise
     options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
