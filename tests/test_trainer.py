@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from oracle import reference_run
+from transformers import TrainerCallback
 
 from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import DialogueFailed, ItpoError
@@ -248,3 +249,35 @@ def test_a_run_writes_everything_a_reader_wants(tmp_path):
     assert "Before and after" in html and "http://" not in html and "https://" not in html
     with pytest.raises(ItpoError, match="already holds a run"):
         train(run)
+
+
+class PressCtrlC(TrainerCallback):
+    """Sends this process the signal of Ctrl-C in the middle of a step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path):
+    run = settings(tmp_path, max_steps=4, save_strategy="steps", save_steps=100)
+    result = train(run, callbacks=[PressCtrlC()])
+    assert result.stopped and result.after is None
+    assert latest_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    resumed = train(RunSettings.load(tmp_path / "run"), resume=True)
+    assert not resumed.stopped and resumed.trainer.state.global_step == 4
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_the_order_of_update_and_score_matters(tmp_path):
+    scores = {}
+    for order in ("update_then_score", "score_then_update"):
+        trainer = build_trainer(settings(tmp_path / order, prm_order=order, max_steps=1, whiten_advantages=False))
+        record = Recorder(trainer)
+        trainer.train()
+        scores[order] = record.advantages[0]
+    first = scores["score_then_update"]  # before its first update the PRM knows nothing: equal shares
+    rows = [row[row != 0].unique() for row in first if (row != 0).any()]
+    assert rows and all(len(values.round(decimals=5).unique()) == 1 for values in rows)
+    assert (scores["update_then_score"] - first).abs().max() > 1e-4
