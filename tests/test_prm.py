@@ -210,8 +210,10 @@ def test_a_loaded_sidecar_continues_bit_for_bit(tokenizer, batch, tmp_path, kind
 
 def test_a_fresh_sidecar_saves_and_loads(model, tmp_path):
     prm = ImplicitPRM.beside(model, beta=0.05, lr=1e-3)
+    before = {name: p.detach().clone() for name, p in prm.sidecar.parameters.items()}
     prm.sidecar.save(tmp_path)
     prm.sidecar.load(tmp_path)
+    assert all(torch.equal(before[name], p) for name, p in prm.sidecar.parameters.items())
 
 
 def test_bad_state_files_are_named(model, tmp_path):
