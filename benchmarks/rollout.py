@@ -111,9 +111,9 @@ def main() -> None:
         from itpo_lib.models import load_policy
 
         model, _ = load_policy("smollm2")
-        rows.append(
-            measure("SmolLM2-135M, prompt 400, 4 turns", model, batch=4, prompt=400, turns=4, new=16, repeats=repeats)
-        )
+        for prompt in (400, 200, 90):  # 90: the text task's openings
+            case = f"SmolLM2-135M, prompt {prompt}, 4 turns"
+            rows.append(measure(case, model, batch=4, prompt=prompt, turns=4, new=16, repeats=repeats))
     print_table(f"Rollout, {options.threads} thread(s)", rows)
 
 

@@ -6,7 +6,7 @@ Nothing here is clever: word stems are compared, and a few phrases count as aski
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 SENTENCE_END = re.compile(r"(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bProf\.)(?<=[.?!])\s+|\n+")
@@ -30,14 +30,23 @@ STOP_WORDS = frozenset(_STOPS.split())
 ENDING = re.compile(r"(?<=..)(ings?|ed|es|(?<!s)s|e|ys?|ies|ied)$")
 
 
-def asked_fact(question: str, facts: Sequence[str], told: AbstractSet[str], names: frozenset[str]) -> str | None:
+def asked_fact(
+    question: str,
+    facts: Sequence[str],
+    told: AbstractSet[str],
+    names: frozenset[str] = frozenset(),
+    topics: Mapping[str, str] | None = None,
+) -> str | None:
     """The fact a question is about: best overlap of word stems, untold facts first; None if there is none.
 
     A request for anything at all gets an untold fact. A name alone does not make a question about a
-    fact ("how old is Ann?"), unless the question holds nothing else ("what about Ann?").
+    fact ("how old is Ann?"), unless the question holds nothing else ("what about Ann?"). `topics`:
+    further words that mean a fact ("tone style" for "I want it warm."); they count twice.
     """
-    words = stems(question)
+    words, topics = stems(question), topics or {}
     scores = {fact: sum(0.25 if w in names else 1.0 for w in words & stems(fact)) for fact in facts}
+    for fact in topics.keys() & scores:
+        scores[fact] += 2.0 * len(words & stems(topics[fact]))
     untold = [fact for fact in facts if fact not in told]
     if GENERIC.search(question):
         return max(untold, key=scores.__getitem__, default=None)
