@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 
 SENTENCE_END = re.compile(r"(?<!\bMr\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bProf\.)(?<=[.?!])\s+|\n+")
 ASKING = re.compile(r"^(what|how|which|who|why|is|are|does|did|can|could|would|please)\b", re.I)
@@ -61,6 +62,7 @@ def asking_part(text: str) -> str:
     return " ".join(p for p in parts if p.endswith("?") or ASKING.search(p) or REQUEST.search(p))
 
 
+@lru_cache(maxsize=4096)
 def stems(text: str) -> frozenset[str]:
     """Content words of a text without their endings."""
     words = re.findall(r"[a-z]+|\d+", text.lower())
