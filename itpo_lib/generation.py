@@ -94,15 +94,31 @@ class CachedGenerator:
 
     @torch.no_grad()
     def generate(self, rows: list[int], new_ids: list[list[int]], uniforms: Tensor) -> list[SampledTurn]:
-        self._keep(rows)
-        feed = [last + new for last, new in zip(self.pending, new_ids, strict=True)]
+        if self.rows:
+            self._keep(rows)
+            states = self._read([last + new for last, new in zip(self.pending, new_ids, strict=True)])
+        else:
+            states = self._open(new_ids)
+        self.rows = list(rows)
+        return self._decode(states, uniforms.to(self.mask.device))
+
+    def _open(self, contexts: list[list[int]]) -> Tensor:
+        """Read each distinct context once; rows that open alike get copies of its cache."""
+        distinct: dict[tuple[int, ...], int] = {}
+        copies = [distinct.setdefault(tuple(ids), len(distinct)) for ids in contexts]
+        self.mask = self.mask.new_zeros(len(distinct), 0)
+        states = self._read([list(ids) for ids in distinct])
+        if len(distinct) < len(contexts):
+            states = states[self._select(copies)]
+        return states
+
+    def _read(self, feed: list[list[int]]) -> Tensor:
+        """Append ids to every row of the cache; the hidden state after each row's last, (rows, H)."""
         width = max(map(len, feed))
         ids = torch.tensor([f + [0] * (width - len(f)) for f in feed], device=self.mask.device)
         lengths = torch.tensor(list(map(len, feed)), device=self.mask.device)
         live = torch.arange(width, device=lengths.device) < lengths[:, None]
-        states = self._forward(ids, live)
-        states = states[torch.arange(len(feed), device=lengths.device), lengths - 1]
-        return self._decode(states, uniforms.to(self.mask.device))
+        return self._forward(ids, live)[torch.arange(len(feed), device=lengths.device), lengths - 1]
 
     def _decode(self, states: Tensor, uniforms: Tensor) -> list[SampledTurn]:
         """Token by token until every row has stopped or the budget is spent."""
@@ -153,16 +169,18 @@ class CachedGenerator:
         ).roll(columns - width, 1)  # a padded query attends to itself: no row of the softmax is empty
 
     def _keep(self, rows: list[int]) -> None:
-        """Drop the rows that finished; on the first call, open them all."""
-        if not self.rows:
-            self.mask = self.mask.new_zeros(len(rows), 0)
-            self.pending = [[] for _ in rows]
-        elif rows != self.rows:
+        """Drop the rows that finished."""
+        if rows != self.rows:
             kept = [self.rows.index(row) for row in rows]
-            index = torch.tensor(kept, device=self.mask.device)
-            self.cache.batch_select_indices(index)
-            self.mask, self.pending = self.mask[index], [self.pending[i] for i in kept]
-        self.rows = list(rows)
+            self._select(kept)
+            self.pending = [self.pending[i] for i in kept]
+
+    def _select(self, places: list[int]) -> Tensor:
+        """Make the rows at `places` the rows of the cache; a place may come more than once."""
+        index = torch.tensor(places, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.mask = self.mask[index]
+        return index
 
 
 class ReprefillGenerator:

@@ -43,13 +43,34 @@ def play(
     no outcome.
     """
     require(len(episodes) > 0, "no episodes to play")
+    dialogues, users = open_dialogues(chat, task, episodes)
+    return continue_from(
+        model, chat, task, episodes, dialogues, users, temperature=temperature, limits=limits, generator=generator
+    )
+
+
+def continue_from(
+    model: PreTrainedModel,
+    chat: ChatFormat,
+    task: Task,
+    episodes: Sequence[Episode],
+    dialogues: list[Dialogue],
+    users: Sequence[User],
+    *,
+    temperature: float = 1.0,
+    limits: Limits | None = None,
+    generator: GeneratorFactory = CachedGenerator,
+) -> list[Dialogue]:
+    """Play dialogues on to their ends, in place, from wherever they stand; the assistant is next.
+
+    `users` are as they were after the last message. An episode's seed is the sampler's from here on.
+    """
     require(temperature >= 0.0, f"temperature must be >= 0, got {temperature}")
     limits = limits or task.limits
-    dialogues, users = open_dialogues(chat, task, episodes)
     check_context_length(model, dialogues, limits)
     streams = [np.random.default_rng([2, episode.seed]) for episode in episodes]
     sampler = generator(model, chat.control_ids, temperature)
-    rows, new_ids = list(range(len(dialogues))), [d.prompt_ids for d in dialogues]
+    rows, new_ids = list(range(len(dialogues))), [d.prompt_ids + d.completion_ids for d in dialogues]
     while rows:
         uniforms = torch.tensor(np.stack([streams[row].random(limits.max_turn_tokens) for row in rows]))
         turns = sampler.generate(rows, new_ids, uniforms)
@@ -57,8 +78,7 @@ def play(
             dialogues[row].add_assistant(turn.ids, turn.logprobs, chat.text(turn.ids))
         replies = reply_all([users[row] for row in rows], [dialogues[row] for row in rows])
         rows, new_ids = continue_dialogues(chat, dialogues, rows, turns, replies, limits)
-    for dialogue, episode in zip(dialogues, episodes, strict=True):
-        judge(task, episode.goal, dialogue)
+    judge_all(task, [episode.goal for episode in episodes], dialogues)
     return dialogues
 
 
@@ -74,10 +94,11 @@ def open_dialogues(chat: ChatFormat, task: Task, episodes: Sequence[Episode]) ->
 
 def reply_all(users: Sequence[User], dialogues: Sequence[Dialogue]) -> list[Reply | DialogueFailed]:
     """Every user's answer to the last assistant turn; a failure takes the place of its answer."""
+    pending = [u.start_reply(d.messages[-1]["content"]) for u, d in zip(users, dialogues, strict=True)]
     replies: list[Reply | DialogueFailed] = []
-    for user, dialogue in zip(users, dialogues, strict=True):
+    for finish in pending:
         try:
-            replies.append(user.reply(dialogue.messages[-1]["content"]))
+            replies.append(finish())
         except DialogueFailed as failure:
             replies.append(failure)
     return replies
@@ -117,11 +138,13 @@ def continue_dialogues(
     return next_rows, next_ids
 
 
-def judge(task: Task, goal: Goal, dialogue: Dialogue) -> None:
-    """Set the outcome; a judge that fails marks the dialogue as failed."""
-    if dialogue.failure is None:
+def judge_all(task: Task, goals: Sequence[Goal], dialogues: Sequence[Dialogue]) -> None:
+    """Set the outcomes; a judge that fails marks its dialogue as failed."""
+    whole = [(goal, dialogue) for goal, dialogue in zip(goals, dialogues, strict=True) if dialogue.failure is None]
+    pending = [task.start_outcome(goal, dialogue.messages) for goal, dialogue in whole]
+    for (goal, dialogue), finish in zip(whole, pending, strict=True):
         try:
-            dialogue.outcome = task.checked_outcome(goal, dialogue.messages)
+            dialogue.outcome = task.check_outcome(goal, finish())
         except DialogueFailed as failure:
             dialogue.ended, dialogue.failure = "failed", str(failure)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,9 +61,22 @@ class User(ABC):
     def reply(self, text: str) -> Reply:
         """Answer the assistant's turn `text`."""
 
+    def start_reply(self, text: str) -> Callable[[], Reply]:
+        """Begin to answer; the result fetches the reply. Users that wait for a server overlap their waiting."""
+        return partial(self.reply, text)
+
     def clone(self) -> User:
         """An independent copy that would answer exactly as this one from here on."""
         return copy.deepcopy(self)
+
+    def reseed(self, seed: Sequence[int]) -> None:
+        """Other randomness from here on; what was said so far stays. Serves users who keep theirs in `self.rng`."""
+        require(
+            hasattr(self, "rng"),
+            f"{type(self).__name__} keeps no generator in self.rng: give it a reseed(seed) of its own "
+            "(one that does nothing, if the user is not random)",
+        )
+        self.rng = np.random.default_rng(seed)
 
 
 class ScriptedAssistant(ABC):
@@ -79,6 +94,7 @@ class Task(ABC):
     scale: ClassVar[str]
     system_prompt: str | None = None
     success_threshold: float = 1.0
+    outcome_name: str = "outcome"  # what tables call the mean outcome, such as "BLEU"
     limits: Limits
 
     @abstractmethod
@@ -92,6 +108,10 @@ class Task(ABC):
     @abstractmethod
     def outcome(self, goal: Goal, messages: Sequence[Message]) -> float:
         """The outcome R in [0, 1] of a finished dialogue."""
+
+    def start_outcome(self, goal: Goal, messages: Sequence[Message]) -> Callable[[], float]:
+        """Begin to judge; the result fetches the outcome. Judges that wait for a server overlap their waiting."""
+        return partial(self.outcome, goal, messages)
 
     def size(self, split: str) -> int | None:
         """How many goals a split has; None: as many as one likes."""
@@ -110,9 +130,33 @@ class Task(ABC):
         system: list[Message] = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return [*system, {"role": "user", "content": goal.opening}]
 
+    def disclosed(self, goal: Goal, messages: Sequence[Message]) -> set[str]:
+        """Names of the hidden facts that the user's replies hold so far, word for word."""
+        first = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
+        said = " ".join(["", *(m["content"] for m in messages[first:] if m["role"] == "user"), ""])
+        return {name for name, value in goal.hidden.items() if f" {value} " in said}
+
+    def informative_turns(self, goal: Goal, messages: Sequence[Message]) -> list[bool]:
+        """For each assistant turn: did the reply to it shrink the set of goals that are still possible?"""
+        turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        known = [self.disclosed(goal, messages[:i]) for i in [*turns, len(messages)]]
+        return [bool(after - before) for before, after in pairwise(known)]
+
+    def turn_weights(self, goal: Goal, messages: Sequence[Message]) -> list[float]:
+        """A scripted judge of turns: weight 1 for each informative turn and for the last one, else 0."""
+        require(
+            self.scale in ("tiny", "text"),
+            f"task {self.name!r} ({self.scale}) has no scripted judge of turns: override its turn_weights, or pass a "
+            "judge that has turn_weights(goal, messages)",
+        )
+        return [float(told) for told in self.informative_turns(goal, messages)[:-1]] + [1.0]
+
     def checked_outcome(self, goal: Goal, messages: Sequence[Message]) -> float:
         """`outcome`, refused with a clear error where it is no number in [0, 1]."""
-        value = self.outcome(goal, messages)
+        return self.check_outcome(goal, self.outcome(goal, messages))
+
+    def check_outcome(self, goal: Goal, value: float) -> float:
+        """An outcome that was fetched, refused likewise."""
         require(
             isinstance(value, int | float | np.number) and 0.0 <= value <= 1.0,
             f"task {self.name!r} ({self.scale}) returned the outcome {value!r} for goal {goal.index} of "
