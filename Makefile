@@ -20,7 +20,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint notebooks exercises bench clean
+.PHONY: help venv demo test lint notebooks exercises figures bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,9 @@ ifeq ($(SOLUTIONS),)
 else
 	@$(BIN)/python solutions/make_exercises.py
 endif
+
+figures: venv ## build the study's tables and figures from the committed rows
+	@$(BIN)/python benchmarks/figures.py
 
 bench: venv ## print the tables of ratios: rollouts and training steps, measured side by side
 	@$(BIN)/python benchmarks/rollout.py --smollm2

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from .errors import ItpoError, require
+from .errors import DialogueFailed, ItpoError, require
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Multi-turn reinforcement learning with turn-wise credit."
@@ -23,7 +26,8 @@ app = typer.Typer(
 console = Console()
 
 TaskName = Annotated[
-    str, typer.Option("--task", help="math_tutoring, document_writing, medical_recommendation, or your own")
+    str,
+    typer.Option("--task", help="math_tutoring, document_writing, medical_recommendation, or your own: file.py:Class"),
 ]
 Scale = Annotated[
     str, typer.Option(help="tiny (offline, seconds), text (offline, a real model), hub (the paper's data)")
@@ -31,6 +35,10 @@ Scale = Annotated[
 Difficulty = Annotated[str | None, typer.Option(help="easy, normal or stress, where the task has levels")]
 ModelName = Annotated[str | None, typer.Option("--model", help="tiny, smollm2, a folder, or a model on the hub")]
 Device = Annotated[str, typer.Option(help="auto or cpu")]
+TaskOptions = Annotated[
+    list[str] | None,
+    typer.Option("--task-option", help="An option of the task, as name=value (hub: user_url, user_model); repeatable"),
+]
 
 
 @contextlib.contextmanager
@@ -38,8 +46,10 @@ def clear_errors() -> Iterator[None]:
     """Print what is wrong with the input and exit with 2; anything else keeps its traceback."""
     try:
         yield
-    except ItpoError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+    except (ItpoError, DialogueFailed) as error:
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {escape(str(error))}", markup=True, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(2) from None
 
 
@@ -65,6 +75,7 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any field of ITPOConfig, as name=value; repeatable")
     ] = None,
+    task_option: TaskOptions = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint")
     ] = False,
@@ -90,7 +101,7 @@ def train(
                 lora=peft == "lora",
                 eval_dialogues=eval_dialogues,
                 options=options,
-                task_options={"difficulty": difficulty} if difficulty else {},
+                task_options=options_of_task(difficulty, task_option),
             )
         )
 
@@ -113,9 +124,7 @@ def demo(
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str, typer.Option("--model", help="tiny, smollm2, a folder (runs/demo/policy), or a hub model")
-    ] = "tiny",
+    model: ModelName = None,
     task: TaskName = "math_tutoring",
     scale: Scale = "tiny",
     difficulty: Difficulty = None,
@@ -125,19 +134,17 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of users and sampler")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the dialogues to this JSON file")] = None,
+    task_option: TaskOptions = None,
 ) -> None:
     """Measure a policy, greedy and sampled, with 95% bootstrap intervals."""
     with clear_errors():
         from .evaluate import evaluate as evaluate_policy
-        from .models import load_policy
         from .presets import EVAL_DIALOGUES
-        from .run import quiet_libraries, task_ceiling
+        from .run import task_ceiling
         from .tasks import get_task
 
-        use_one_thread(scale)
-        quiet_libraries()
-        world = get_task(task, scale, **({"difficulty": difficulty} if difficulty else {}))
-        policy, chat = load_policy(model, task, difficulty=getattr(world, "difficulty", "normal"))
+        world = get_task(task, scale, **options_of_task(difficulty, task_option))
+        policy, chat = policy_for(model, task, world)
         results, n = {}, dialogues or EVAL_DIALOGUES.get(scale, 64)
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
             with console.status(f"playing {n} dialogues, {name}"):
@@ -152,35 +159,40 @@ def play(
     task: TaskName = "math_tutoring",
     scale: Scale = "tiny",
     difficulty: Difficulty = None,
+    role: Annotated[
+        str, typer.Option(help="assistant: talk to a simulated user; user: talk to a policy")
+    ] = "assistant",
+    model: ModelName = None,
     goal: Annotated[int, typer.Option(help="Number of the goal")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the user")] = 0,
-    save: Annotated[Path | None, typer.Option(help="Write the transcript to this JSON file")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the other side")] = 0,
+    save: Annotated[Path | None, typer.Option(help="Write the session to this JSON file")] = None,
+    task_option: TaskOptions = None,
 ) -> None:
-    """Be the assistant: talk to a simulated user in the terminal. An empty line ends the dialogue."""
+    """Be the assistant or the user of a dialogue in the terminal. An empty line ends it."""
     with clear_errors():
+        from .human import HumanSession
         from .tasks import get_task
 
-        world = get_task(task, scale, **({"difficulty": difficulty} if difficulty else {}))
-        wanted = world.goal(goal, "validation")
-        user, messages = world.user(wanted, seed), world.opening_messages(wanted)
-        console.print(f"[dim]You are the assistant; at most {world.limits.max_turns} turns.[/]")
-        console.print(messages[-1]["content"], style="cyan", markup=False)
-        for turn in range(world.limits.max_turns):
+        world = get_task(task, scale, **options_of_task(difficulty, task_option))
+        policy = policy_for(model, task, world) if role == "user" else (None, None)
+        session = HumanSession(world, world.goal(goal, "validation"), seed, role, *policy)
+        console.print(f"[dim]You are the {role}; at most {world.limits.max_turns} assistant turns.[/]")
+        if role == "user":
+            console.print(f"You want: {session.reveal()}", markup=False)
+        for message in session.messages:
+            show_message(message["role"], message["content"])
+        while not session.ended:
             text = typer.prompt("you", default="", show_default=False).strip()
             if not text:
-                break
-            messages.append({"role": "assistant", "content": text})
-            reply = user.reply(text)
-            if reply.done or turn + 1 == world.limits.max_turns:
-                break
-            messages.append({"role": "user", "content": reply.text})
-            console.print(reply.text, style="cyan", markup=False)
-        outcome = world.checked_outcome(wanted, messages)
-        console.print(
-            f"Outcome R = {outcome:.2f}. The right answer: {wanted.answer}. Hidden: {wanted.hidden}", markup=False
-        )
+                session.end()
+            elif (reply := session.say(text)).text:
+                show_message("user" if role == "assistant" else "assistant", reply.text)
+        outcome = f"failed: {session.failure}" if session.outcome is None else f"R = {session.outcome:.2f}"
+        goal_text = "The right answer: {answer}. Hidden: {hidden}".format(**session.reveal())
+        title = world.outcome_name[0].upper() + world.outcome_name[1:]
+        console.print(f"{title}: {outcome}. {goal_text}", markup=False)
         if save is not None:
-            save.write_text(json.dumps({"messages": messages, "outcome": outcome, "goal": goal}, indent=1) + "\n")
+            session.save(save)
 
 
 @app.command()
@@ -199,8 +211,104 @@ def warmstart(
 
         use_one_thread("tiny")
         quiet_libraries()
+        require(
+            out is not None or ".py:" not in task, "a task of your own has no shipped place: name a folder with --out"
+        )
         report = make(task, difficulty, out or CHECKPOINTS / f"{task}-{difficulty}", steps=steps, seed=seed)
         console.print_json(json.dumps(report))
+
+
+@app.command()
+def study(
+    task: TaskName = "math_tutoring",
+    difficulty: Annotated[str, typer.Option(help="easy, normal or stress")] = "normal",
+    credit: Annotated[list[str] | None, typer.Option(help="A credit method to compare; repeatable")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs per method", min=1)] = 5,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, one thread each", min=1)] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Two methods, two seeds, short runs: minutes")] = False,
+    out: Annotated[Path, typer.Option(help="Rows of finished runs; they are skipped next time")] = Path(
+        "runs/study.jsonl"
+    ),
+) -> None:
+    """Compare credit methods over seeds on a tiny task, under RLOO."""
+    with clear_errors():
+        from tqdm import tqdm
+
+        from .credit import CREDITS
+        from .evaluate import bootstrap_mean
+        from .study import area, grid, paired, run_study, score
+
+        credits = credit or (["norm_itpo", "trajectory"] if quick else list(CREDITS))
+        options = {"max_steps": 40} if quick else {}
+        cells = grid([task], credits, ["rloo"], range(2 if quick else seeds), difficulty=difficulty, options=options)
+        rows = list(tqdm(run_study(cells, out, jobs), total=len(cells), desc="study", unit="run"))
+        table = Table(title=f"{task}, {difficulty}: share of the ceiling, mean and 95% interval over seeds")
+        for name in ("credit", "seeds", "final score", "area under the curve", f"minus {credits[-1]} (p)"):
+            table.add_column(name, justify="left" if name == "credit" else "right")
+        for name in credits:
+            own, last = ([r for r in rows if r["credit"] == c] for c in (name, credits[-1]))
+            means = [escape(str(bootstrap_mean([measure(r) for r in own]))) for measure in (score, area)]
+            gap, p = paired(own, last)
+            table.add_row(name, str(len(own)), *means, "" if own == last else f"{gap.mean:+.3f} ({p:.2f})")
+        console.print(table)
+
+
+@app.command()
+def serve_user(
+    model: Annotated[str, typer.Option("--model", help="smollm2, a folder, or a model on the hub")],
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is reachable from this machine only")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on", min=1, max=65535)] = 8000,
+) -> None:
+    """Serve a language model as user and judge of the hub scale: with vLLM where installed, else with transformers."""
+    with clear_errors():
+        name = model
+        if model == "smollm2":
+            from .models import smollm2_folder
+
+            name = str(smollm2_folder())
+        binaries = Path(sys.executable).parent
+        engine = "vllm" if (binaries / "vllm").exists() else "transformers"
+        require(
+            engine == "vllm" or all(importlib.util.find_spec(package) for package in ("fastapi", "uvicorn")),
+            "a server needs more packages: pip install 'transformers[serving]', or vllm on a machine with a GPU",
+        )
+        command = [str(binaries / engine), "serve", name, "--host", host, "--port", str(port)]
+        console.print(f"{engine} {' '.join(command[1:])}", markup=False, soft_wrap=True)
+        url = f"http://{host}:{port}/v1"
+        console.print(
+            f"Train with --task-option user_url={url} --task-option user_model={name}", markup=False, soft_wrap=True
+        )
+        os.execv(command[0], command)
+
+
+@app.command()
+def grade(
+    submissions: Annotated[
+        Path, typer.Argument(help="Folder of submissions: STUDENT/ASSIGNMENT.ipynb or STUDENT__ASSIGNMENT.ipynb")
+    ],
+    solutions: Annotated[Path, typer.Option(help="Folder of the solution notebooks")] = Path("solutions"),
+    out: Annotated[Path, typer.Option(help="Folder for grades.csv, feedback/ and results/")] = Path("grades"),
+    jobs: Annotated[int, typer.Option(help="Submissions graded side by side", min=1)] = 2,
+    cell_seconds: Annotated[float, typer.Option(help="Time limit of a cell", min=1)] = 60,
+    seconds: Annotated[float, typer.Option(help="Time limit of a submission", min=1)] = 300,
+    memory_mb: Annotated[int, typer.Option(help="Memory of a student's process beyond the libraries", min=64)] = 2048,
+) -> None:
+    """Grade submissions without a database. Student code runs confined; what is finished is not run again."""
+    with clear_errors():
+        from .grading import Limits
+        from .grading import grade as grade_all
+
+        records = grade_all(submissions, solutions, out, jobs, Limits(cell_seconds, seconds, memory_mb))
+        table = Table("status", "submissions")
+        for status, n in Counter(record["status"] for record in records).most_common():
+            table.add_row(status, str(n))
+        console.print(table)
+        isolation = {tuple(record["isolation"]) for record in records if "isolation" in record}
+        for given in sorted(isolation):
+            console.print(f"Student code had: {'; '.join(given) or 'LIMITS ONLY, no isolation on this system'}")
+        console.print(f"Points: {out}/grades.csv   pages for students: {out}/feedback", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -221,12 +329,27 @@ def use_one_thread(scale: str) -> None:
         torch.set_num_threads(1)
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
+def policy_for(name: str | None, task: str, world: Any) -> tuple[Any, Any]:
+    """A policy and its chat format; without a name, the one that training at this scale starts from."""
+    from .models import load_policy
+    from .run import DEFAULT_MODELS, quiet_libraries
+
+    use_one_thread(world.scale)
+    quiet_libraries()
+    return load_policy(name or DEFAULT_MODELS[world.scale], task, difficulty=getattr(world, "difficulty", "normal"))
+
+
+def options_of_task(difficulty: str | None, pairs: list[str] | None) -> dict[str, Any]:
+    """What goes to the task's constructor."""
+    return {**({"difficulty": difficulty} if difficulty else {}), **parse_options(pairs or [], "--task-option")}
+
+
+def parse_options(pairs: list[str], flag: str = "--set") -> dict[str, Any]:
     """`name=value` pairs; a value is JSON where it parses as JSON, else a string."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
-        require(bool(sign) and name.isidentifier(), f"--set wants name=value, got {pair!r}")
+        require(bool(sign) and name.isidentifier(), f"{flag} wants name=value, got {pair!r}")
         try:
             options[name] = json.loads(value)
         except ValueError:
@@ -258,9 +381,14 @@ def show_dialogue(title: str, dialogue: dict[str, Any]) -> None:
     outcome = "failed" if dialogue["outcome"] is None else f"R = {dialogue['outcome']:.2f}"
     console.print(f"\n[bold]{title} training[/] ({outcome})")
     for message in dialogue["messages"]:
-        if message["role"] != "system":
-            style = "green" if message["role"] == "assistant" else "cyan"
-            console.print(f"  {message['role']:>9}: {message['content']}", style=style, markup=False, highlight=False)
+        show_message(message["role"], message["content"])
+
+
+def show_message(role: str, text: str) -> None:
+    """One utterance; the system prompt is not shown."""
+    if role != "system":
+        style = "green" if role == "assistant" else "cyan"
+        console.print(f"  {role:>9}: {text}", style=style, markup=False, highlight=False)
 
 
 def show_table(columns: dict[str, dict[str, Any]], ceiling: float | None) -> None:
@@ -272,12 +400,14 @@ def show_table(columns: dict[str, dict[str, Any]], ceiling: float | None) -> Non
         table.add_column(name, justify="right")
     for key, label in (
         ("success", "success rate"),
-        ("outcome", "mean outcome"),
+        ("outcome", f"mean {first.get('outcome_name', 'outcome')}"),  # early versions did not write it
         ("turns", "turns"),
         ("words", "words"),
     ):
         cells = [f"{c[key]['mean']:.3f} \\[{c[key]['low']:.3f}, {c[key]['high']:.3f}]" for c in columns.values()]
         table.add_row(label, *cells)
+    if any(c["failed"] for c in columns.values()):
+        table.add_row("failed dialogues", *(str(c["failed"]) for c in columns.values()))
     if ceiling is not None:
         table.add_row("of the ceiling", *(f"{c['outcome']['mean'] / ceiling:.0%}" for c in columns.values()))
         table.caption = f"ceiling (scripted expert): {ceiling:.3f}"

@@ -36,19 +36,20 @@ class ITPOConfig(GRPOConfig):
         metadata={
             "help": "RLOO's baseline: "
             + ", ".join(BASELINES)
-            + "; auto: credit_weighted for methods that share out R, turn for the others"
+            + "; auto: outcome for trajectory, credit_weighted for others that share out R, turn for the rest"
         },
     )
     grpo_scale: str = field(default="std", metadata={"help": "GRPO's scale: std, or none (Dr. GRPO)"})
     credit_temperature: float = field(default=0.4, metadata={"help": "η of Norm-ITPO's softmax over turns"})
     softmax_mode: str = field(default="sum", metadata={"help": "Norm-ITPO: sum (paper) or official (released code)"})
     gamma: float = field(default=1.0, metadata={"help": "Discount per unit of credit"})
-    gae_lambda: float = field(default=0.95, metadata={"help": "λ of GAE, per trainable token (PPO)"})
+    gae_lambda: float = field(default=0.95, metadata={"help": "λ of GAE: per token (PPO), per turn (credit value)"})
     length_penalty: float = field(default=0.0, metadata={"help": "λ: price of one assistant token, in units of R"})
     whiten_advantages: bool = field(default=True, metadata={"help": "Whiten over all assistant tokens of the batch"})
     kl_in: str = field(
         default="loss", metadata={"help": "Where `beta`'s KL goes: loss (k3) or reward (k1); never both"}
     )
+    oracle_samples: int = field(default=8, metadata={"help": "Continuations per turn boundary (credit oracle)"})
     prm_beta: float = field(default=0.05, metadata={"help": "β: scale of the PRM's token rewards"})
     prm_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the PRM"})
     prm_order: str = field(default="update_then_score", metadata={"help": "update_then_score or score_then_update"})
@@ -56,9 +57,11 @@ class ITPOConfig(GRPOConfig):
     prm_mini_batch_size: int | None = field(default=None, metadata={"help": "Dialogues per PRM step; default: all"})
     prm_max_grad_norm: float = field(default=10.0, metadata={"help": "Gradient clip of the PRM"})
     prm_clip: float | None = field(default=None, metadata={"help": "Bound on |token reward|; default: none"})
-    critic_learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of the critic (PPO)"})
-    critic_epochs: int = field(default=2, metadata={"help": "Passes of the critic over each batch (PPO)"})
-    critic_clip: float = field(default=0.2, metadata={"help": "Clip of the value loss (PPO)"})
+    critic_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of the critic (PPO, credit value)"}
+    )
+    critic_epochs: int = field(default=2, metadata={"help": "Passes of the critic over each batch (PPO, credit value)"})
+    critic_clip: float = field(default=0.2, metadata={"help": "Clip of the value loss (PPO, credit value)"})
     micro_batch_size: int | None = field(default=None, metadata={"help": "Rows per scoring pass; default: all"})
     max_failed_share: float = field(default=0.25, metadata={"help": "Stop if more of a batch's dialogues failed"})
     # TRL fields with another default
@@ -90,6 +93,7 @@ class ITPOConfig(GRPOConfig):
             self.num_generations >= 2,
             f"num_generations must be >= 2 (a group of one has no baseline), got {self.num_generations}",
         )
+        require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
         shareless = self.credit not in GIVES_SHARES and self.baseline not in ("auto", "turn", "official")
         require(
             not (self.estimator == "rloo" and shareless),
@@ -120,6 +124,7 @@ class ITPOConfig(GRPOConfig):
     def rule(self) -> LearningRule:
         """The part of the settings that turns outcomes into advantages."""
         default = "credit_weighted" if self.credit in GIVES_SHARES else "turn"
+        default = "outcome" if self.credit == "trajectory" else default  # K·w_k would train its last turn alone
         return LearningRule(
             self.credit,
             self.estimator,

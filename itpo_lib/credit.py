@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .errors import require, unknown_name
+from .errors import ItpoError, require, unknown_name
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ def unit_sums(values: Tensor, unit_ids: Tensor, n_units: int) -> Tensor:
 def unit_lengths(unit_ids: Tensor, n_units: int) -> Tensor:
     """Tokens per unit, (B, T) -> (B, K) float."""
     return unit_sums(torch.ones_like(unit_ids, dtype=torch.float32), unit_ids, n_units)
+
+
+def unit_firsts(values: Tensor, unit_ids: Tensor, n_units: int) -> Tensor:
+    """The value at each unit's first token, (B, T) -> (B, K)."""
+    before = torch.nn.functional.pad(unit_ids[:, :-1], (1, 0))
+    return unit_sums(values * (unit_ids != before), unit_ids, n_units)
 
 
 def last_unit(mask: Tensor) -> Tensor:
@@ -106,7 +112,8 @@ def token_units(turn_ids: Tensor) -> Tensor:
 class CreditInputs:
     """What any credit method may look at.
 
-    `outcomes` (B,); `turn_ids` (B, T); `n_turns` = K; `token_rewards` (B, T), β·log-ratio of the PRM.
+    `outcomes` (B,); `turn_ids` (B, T); `n_turns` = K; `token_rewards` (B, T), β·log-ratio of the PRM;
+    `turn_values` (B, K), what the dialogue is worth before each turn; `turn_weights` (B, K), a judge's.
     """
 
     outcomes: Tensor
@@ -116,6 +123,8 @@ class CreditInputs:
     temperature: float = 0.4
     softmax: str = "sum"
     seed: int = 0
+    turn_values: Tensor | None = None
+    turn_weights: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -161,15 +170,36 @@ def norm_itpo(inputs: CreditInputs) -> Credit:
     return replace(credit, blame=softmax_shares(-sums, inputs.mask, inputs.temperature))
 
 
+def judge(inputs: CreditInputs) -> Credit:
+    """LLM as a judge: its weights of the turns, brought to sum 1, are shares of R."""
+    if inputs.turn_weights is None:
+        raise ItpoError("credit 'judge' needs turn_weights (B, K)")
+    weights = inputs.turn_weights * inputs.mask
+    return _from_shares(inputs, weights / weights.sum(1, keepdim=True).clamp(min=1e-12))
+
+
+def value_differences(inputs: CreditInputs) -> Credit:
+    """R_k = V_k - V_{k-1}, with V_K = R: TD errors of a value model, or the true credit. Σ_k R_k = R - V_0."""
+    if inputs.turn_values is None:
+        raise ItpoError("credits 'value' and 'oracle' need turn_values (B, K)")
+    mask, before = inputs.mask, inputs.turn_values
+    following = torch.nn.functional.pad(before[:, 1:], (0, 1))
+    after = torch.where(last_unit(mask) > 0, inputs.outcomes[:, None], following)
+    return Credit((after - before) * mask, mask, inputs.turn_ids)
+
+
 CREDITS: dict[str, Callable[[CreditInputs], Credit]] = {
     "trajectory": trajectory,
     "uniform": uniform,
     "prime": prime,
     "itpo": itpo,
     "norm_itpo": norm_itpo,
+    "value": value_differences,
+    "judge": judge,
+    "oracle": value_differences,
 }
 NEEDS_PRM = frozenset({"prime", "itpo", "norm_itpo"})
-GIVES_SHARES = frozenset({"trajectory", "uniform", "norm_itpo"})
+GIVES_SHARES = frozenset({"trajectory", "uniform", "norm_itpo", "judge"})
 SOFTMAX_MODES = ("sum", "official")
 
 

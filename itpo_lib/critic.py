@@ -42,11 +42,17 @@ class Critic:
     """A value model and its training."""
 
     def __init__(
-        self, policy: PreTrainedModel, lr: float, max_grad_norm: float = 1.0, clip: float = 0.2, epochs: int = 2
+        self,
+        policy: PreTrainedModel,
+        lr: float,
+        max_grad_norm: float = 1.0,
+        clip: float = 0.2,
+        epochs: int = 2,
+        name: str = "critic",
     ):
         self.model, self.clip, self.epochs = ValueModel(policy), clip, epochs
         trainable = [(n, p) for n, p in self.model.named_parameters() if "lm_head" not in n]
-        self.sidecar = Sidecar("critic", trainable, lr, max_grad_norm)
+        self.sidecar = Sidecar(name, trainable, lr, max_grad_norm)
 
     @torch.no_grad()
     def values(self, batch: DialogueBatch) -> Tensor:

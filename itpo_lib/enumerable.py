@@ -128,6 +128,12 @@ class Dialogues:
         total[1].index_add_(0, index, weights)
         return (total[0] / total[1].clamp(min=1e-300)).unflatten(0, (-1, N_ACTIONS))
 
+    def true_values(self, logits: Tensor) -> Tensor:
+        """V_0 to V_K of each dialogue, (N, K+1): E[R] before each turn, R at the end, 0 beyond it."""
+        of_state = (logits.softmax(-1) * self.action_values(logits, self.outcomes)).sum(1)
+        values = torch.nn.functional.pad(of_state[self.states] * self.mask, (0, 1))
+        return values.scatter(1, self.mask.sum(1, keepdim=True), self.outcomes[:, None])
+
     def turn_rewards(self, table: Tensor) -> Tensor:
         """R_k = r(s_k, a_k) from a `table` (S, A); returns (N, K)."""
         return table[self.states, self.actions] * self.mask
@@ -151,23 +157,34 @@ def table_credit(dialogues: Dialogues, table: Tensor) -> Credit:
 
 
 def named_credit(
-    dialogues: Dialogues, name: str, log_ratios: Tensor | None = None, temperature: float = 0.4, seed: int = 0
+    dialogues: Dialogues,
+    name: str,
+    log_ratios: Tensor | None = None,
+    temperature: float = 0.4,
+    seed: int = 0,
+    logits: Tensor | None = None,
 ) -> Credit:
-    """The library's own credit `name` ("trajectory", "uniform", "itpo", "norm_itpo") on all N dialogues.
+    """The library's own credit `name` (a method that rewards turns) on all N dialogues.
 
     `log_ratios` (S, A, max length) stands for a PRM that is held fixed; a copy of the policy (zeros)
-    where it is left out.
+    where it is left out. "value" and "oracle" take the exact values of the policy `logits`.
     """
     world = dialogues.world
     if log_ratios is None:
         log_ratios = torch.zeros(world.n_states, N_ACTIONS, max(world.lengths), dtype=torch.float64)
     turn_ids, rewards = dialogues.tokens(log_ratios)
-    inputs = CreditInputs(dialogues.outcomes, turn_ids, world.max_turns, rewards, temperature, "sum", seed)
+    values = None if logits is None else dialogues.true_values(logits)[:, :-1]
+    inputs = CreditInputs(dialogues.outcomes, turn_ids, world.max_turns, rewards, temperature, "sum", seed, values)
     return assign_credit(name, inputs)
 
 
 def expected_gradient(
-    dialogues: Dialogues, logits: Tensor, credit: Credit, group_size: int = 2, baseline: str | None = "turn"
+    dialogues: Dialogues,
+    logits: Tensor,
+    credit: Credit,
+    group_size: int = 2,
+    baseline: str | None = "turn",
+    gamma: float = 1.0,
 ) -> Tensor:
     """The exact mean of the policy-gradient estimator over all groups of `group_size` dialogues, (S, A).
 
@@ -176,20 +193,54 @@ def expected_gradient(
     All N^G groups go through the library's `rloo` in one batch of G·N^G dialogues. `baseline=None`
     is REINFORCE: A_{i,k} is the return-to-go, and nothing is subtracted. Memory grows with G·N^G·K.
     """
-    probs, n = dialogues.probabilities(logits), len(dialogues.outcomes)
-    if baseline is None:
-        expected = reverse_cumsum(credit.rewards) * probs[:, None]
-    else:
-        require(n**group_size <= 4_000_000, f"{n} dialogues make {n}^{group_size} groups: too many to list")
-        groups = torch.cartesian_prod(*[torch.arange(n)] * group_size)  # (N^G, G)
-        rows, weights = groups.flatten(), probs[groups].prod(1).repeat_interleave(group_size) / group_size
-        parts = {f.name: getattr(credit, f.name) for f in fields(credit)}
-        picked: dict[str, Any] = {name: None if part is None else part[rows] for name, part in parts.items()}
-        batch = Credit(**picked)
-        advantages = rloo(batch, dialogues.outcomes[rows], group_size, baseline)
-        expected = torch.zeros_like(credit.rewards, dtype=torch.float64)
-        expected.index_add_(0, rows, advantages * weights[:, None])  # Σ over groups of P(group)·A, per dialogue
+    groups, weights = all_groups(dialogues, logits, group_size if baseline else 1)
+    advantages = group_advantages(dialogues, credit, groups, baseline, gamma)
+    expected = torch.zeros_like(credit.rewards, dtype=torch.float64)
+    shared = advantages * weights[:, None, None] / groups.shape[1]
+    expected.index_add_(0, groups.flatten(), shared.flatten(0, 1))  # Σ over groups of P(group)·A, per dialogue
     return torch.einsum("nk,nksa->sa", expected * credit.mask, dialogues.scores(logits))
+
+
+def gradient_variance(
+    dialogues: Dialogues,
+    logits: Tensor,
+    credit: Credit,
+    group_size: int = 2,
+    baseline: str | None = "turn",
+    gamma: float = 1.0,
+) -> float:
+    """The exact variance of that estimator, E|ĝ|² - |E[ĝ]|²: how far one group's gradient strays from the mean."""
+    size, scores = group_size if baseline else 1, dialogues.scores(logits)
+    squares, mean = 0.0, torch.zeros_like(logits)
+    for groups, weights in zip(*(part.split(20_000) for part in all_groups(dialogues, logits, size)), strict=True):
+        advantages = group_advantages(dialogues, credit, groups, baseline, gamma)
+        estimates = torch.einsum("gik,giksa->gsa", advantages / size, scores[groups])
+        squares += float((weights * estimates.square().sum((1, 2))).sum())
+        mean += torch.einsum("g,gsa->sa", weights, estimates)
+    return (squares - float(mean.square().sum())) * size / group_size
+
+
+def all_groups(dialogues: Dialogues, logits: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Every group of dialogues, (N^G, G) indices, and its probability, (N^G,)."""
+    n = len(dialogues.outcomes)
+    require(n**group_size <= 4_000_000, f"{n} dialogues make {n}^{group_size} groups: too many to list")
+    groups = torch.cartesian_prod(*[torch.arange(n)] * group_size).view(-1, group_size)
+    return groups, dialogues.probabilities(logits)[groups].prod(1)
+
+
+def group_advantages(
+    dialogues: Dialogues, credit: Credit, groups: Tensor, baseline: str | None, gamma: float
+) -> Tensor:
+    """Advantages of each group's turns, (groups, G, K), by the library's `rloo`; returns-to-go without a baseline."""
+    rows = groups.flatten()
+    parts = {f.name: getattr(credit, f.name) for f in fields(credit)}
+    picked: dict[str, Any] = {name: None if part is None else part[rows] for name, part in parts.items()}
+    batch = Credit(**picked)
+    if baseline is None:
+        advantages = reverse_cumsum(batch.rewards, gamma) * batch.mask
+    else:
+        advantages = rloo(batch, dialogues.outcomes[rows], groups.shape[1], baseline, gamma)
+    return advantages.unflatten(0, groups.shape)
 
 
 def bias(estimate: Tensor, exact: Tensor) -> tuple[float, float]:

@@ -29,7 +29,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`success`: share of outcomes at the task's threshold. `words`: assistant's words per dialogue."""
+    """`success`: share of outcomes at the task's threshold. `words`: assistant's words per dialogue.
+
+    `outcome_name` says what the outcome measures, such as "BLEU".
+    """
 
     success: Estimate
     outcome: Estimate
@@ -38,6 +41,7 @@ class Evaluation:
     dialogues: int
     failed: int
     temperature: float
+    outcome_name: str
 
     def to_dict(self) -> dict:
         """Plain JSON types."""
@@ -66,6 +70,7 @@ def summarise(task: Task, dialogues: Sequence[Dialogue], temperature: float) -> 
         dialogues=len(finished),
         failed=len(dialogues) - len(finished),
         temperature=temperature,
+        outcome_name=task.outcome_name,
     )
 
 

@@ -32,7 +32,8 @@ class LearningRule:
 class Experience:
     """One batch of finished dialogues, all processes together, groups side by side.
 
-    `outcomes`, `valid`: (B,); the rest (B, T). `penalties` are subtracted per token (KL in the reward).
+    `outcomes`, `valid`: (B,); `turn_values`, `turn_weights`: (B, K), for the credits that read them; the
+    rest (B, T). `penalties` are subtracted per token (KL in the reward), `values` are the PPO critic's.
     """
 
     outcomes: Tensor
@@ -41,6 +42,8 @@ class Experience:
     token_rewards: Tensor
     penalties: Tensor | None = None
     values: Tensor | None = None
+    turn_values: Tensor | None = None
+    turn_weights: Tensor | None = None
 
 
 def credit_of(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0) -> Credit:
@@ -49,7 +52,15 @@ def credit_of(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0) 
     credit = assign_credit(
         rule.credit,
         CreditInputs(
-            outcomes, exp.turn_ids, n_turns, exp.token_rewards, rule.credit_temperature, rule.softmax_mode, seed
+            outcomes,
+            exp.turn_ids,
+            n_turns,
+            exp.token_rewards,
+            rule.credit_temperature,
+            rule.softmax_mode,
+            seed,
+            exp.turn_values,
+            exp.turn_weights,
         ),
     )
     n_units = credit.mask.shape[1]
@@ -67,21 +78,44 @@ def scores_of(rule: LearningRule, exp: Experience) -> Tensor:
     return torch.where(exp.valid, exp.outcomes, 0.0) - prices.sum(1)
 
 
+def turn_credit(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0) -> Tensor:
+    """What the method thinks of each turn, (B, K), to be ranked within a dialogue.
+
+    Shares where it gives some, else the rewards inside the turn. The trajectory share does not tell
+    turns apart: 0.
+    """
+    credit = credit_of(rule, exp, n_turns, seed)
+    if rule.credit == "trajectory":
+        return torch.zeros_like(credit.rewards)
+    if credit.shares is not None:
+        return credit.shares
+    return unit_sums(adv.rewards_on_last_token(credit), exp.turn_ids, n_turns)
+
+
+def discount(rule: LearningRule) -> float:
+    """How much each later unit counts in a unit's return under RLOO and GRPO: γ.
+
+    For TD errors of a value model it is γλ, GAE over turns. True credit is an advantage as it stands:
+    its sum over the turns to come is R - V_{k-1}, which is the outcome again.
+    """
+    return {"value": rule.gamma * rule.gae_lambda, "oracle": 0.0}.get(rule.credit, rule.gamma)
+
+
 def token_advantages(
     rule: LearningRule, exp: Experience, group_size: int, n_turns: int, seed: int = 0
 ) -> tuple[Tensor, Tensor | None]:
     """Advantages (B, T), and for PPO the critic's targets (B, T)."""
     credit, mask = credit_of(rule, exp, n_turns, seed), (exp.turn_ids > 0) & exp.valid[:, None]
-    targets = None
+    targets, gamma = None, discount(rule)
     if rule.estimator == "ppo":
         if exp.values is None:
             raise ItpoError("estimator 'ppo' needs the critic's values")
         rewards = adv.rewards_on_last_token(credit)
         tokens, targets = adv.gae(rewards, exp.values, mask, rule.gamma, rule.gae_lambda)
     elif rule.estimator == "grpo":
-        tokens = adv.spread_to_tokens(adv.grpo(credit, group_size, rule.grpo_scale, rule.gamma), credit.unit_ids)
+        tokens = adv.spread_to_tokens(adv.grpo(credit, group_size, rule.grpo_scale, gamma), credit.unit_ids)
     elif rule.estimator == "rloo":
-        units = adv.rloo(credit, scores_of(rule, exp), group_size, rule.baseline, rule.gamma)
+        units = adv.rloo(credit, scores_of(rule, exp), group_size, rule.baseline, gamma)
         tokens = adv.spread_to_tokens(units, credit.unit_ids)
     else:
         raise adv.unknown_name("estimator", rule.estimator, adv.ESTIMATORS)

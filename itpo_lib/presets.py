@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 TINY: dict[str, Any] = {
-    "max_steps": 76,
+    "max_steps": 112,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 4,
     "num_generations": 4,

@@ -11,6 +11,7 @@ import copy
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ from trl.models.utils import unwrap_model_for_generation
 from .batching import regroup_by_length
 from .chat import ChatFormat
 from .config import ITPOConfig
+from .credit import unit_firsts
 from .critic import Critic
+from .diagnostics import distinct_questions
 from .dialogue import Dialogue, DialogueBatch, collate
 from .errors import ItpoError, require
-from .learning import Experience, token_advantages
+from .learning import Experience, token_advantages, turn_credit
 from .logprobs import token_logprobs
 from .prm import ImplicitPRM, prm_accuracy, reference
 from .rollout import Episode, play
 from .tasks.base import Task
+from .true_credit import true_values
+from .turn_judge import TurnJudge, weigh_turns
 
 COMPLETE = "itpo_complete.json"  # written last: a checkpoint without it was cut off while saving
 ORDERLESS_LOSSES = ("dapo", "grpo", "dr_grpo", "cispo")  # no normalising within a slice
@@ -56,7 +61,8 @@ class ITPOTrainer(GRPOTrainer):
     """Multi-turn RL with turn-wise credit on any `Task`.
 
     Args: `model`, a causal LM; `args`; `task`; `chat`, the tokenizer's `ChatFormat`; `train_dataset`,
-    rows of `prompt` and `goal_index` (default: the task's own goals); `peft_config`, to train adapters.
+    rows of `prompt` and `goal_index` (default: the task's own goals); `peft_config`, to train adapters;
+    `judge`, who weighs turns for credit "judge" (default: the task).
     """
 
     _tag_names = ["trl", "itpo"]
@@ -73,8 +79,9 @@ class ITPOTrainer(GRPOTrainer):
         train_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
         peft_config: Any = None,
+        judge: TurnJudge | None = None,
     ):
-        self.task, self.chat = task, chat
+        self.task, self.chat, self.judge = task, chat, judge or task
         args.max_completion_length = task.limits.max_tokens
         groups = (args.generation_batch_size or 0) // args.num_generations  # TRL has set it by now
         if train_dataset is None:
@@ -101,8 +108,11 @@ class ITPOTrainer(GRPOTrainer):
         self.frozen = None if frozen is None else frozen.to(self.accelerator.device)
         policy = self.accelerator.unwrap_model(self.model)
         self.prm = self._make_prm(policy) if args.needs_prm else None
-        self.critic = self._make_critic(policy) if args.estimator == "ppo" else None
+        self.critic = self._make_critic(policy, "critic") if args.estimator == "ppo" else None
+        self.value_model = self._make_critic(policy, "value") if args.credit == "value" else None
         self.dialogues: list[Dialogue] = []  # the newest batch, for callbacks and widgets
+        self.experience: Experience | None = None  # what was learned from it
+        self._credit_seed = 0
         self._scoring = False  # inside TRL's scoring of a fresh batch
         self._generation = (-1, 0)  # optimizer step, and how many batches were played in it
 
@@ -129,13 +139,15 @@ class ITPOTrainer(GRPOTrainer):
             micro_batch=args.micro_batch_size,
         )
 
-    def _make_critic(self, policy: PreTrainedModel) -> Critic:
+    def _make_critic(self, policy: PreTrainedModel, name: str) -> Critic:
+        """PPO's critic learns the returns of whatever credit; the value model of credit "value" learns outcomes."""
         require(
             not hasattr(policy, "peft_config"),
-            "estimator 'ppo' with adapters needs a critic adapter, which this version lacks; use rloo or grpo",
+            "estimator 'ppo' and credit 'value' with adapters need a critic adapter, which this version lacks; use "
+            "rloo or grpo, and another credit",
         )
         args = self.args
-        return Critic(policy, args.critic_learning_rate, clip=args.critic_clip, epochs=args.critic_epochs)
+        return Critic(policy, args.critic_learning_rate, clip=args.critic_clip, epochs=args.critic_epochs, name=name)
 
     # -- rollout ---------------------------------------------------------------------------------
 
@@ -151,9 +163,7 @@ class ITPOTrainer(GRPOTrainer):
     def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout_func: play the dialogues of the batch at hand."""
         began = time.perf_counter()
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-        ) as policy:
+        with self._playing() as policy:
             self.dialogues = play(policy, self.chat, self.task, self._batch_episodes, temperature=self.temperature)
         self._log("time/rollout", time.perf_counter() - began)
         return {
@@ -163,6 +173,11 @@ class ITPOTrainer(GRPOTrainer):
             "env_mask": [[int(k > 0) for k in d.turn_ids] for d in self.dialogues],
             "outcome": [d.outcome for d in self.dialogues],
         }
+
+    def _playing(self) -> AbstractContextManager[PreTrainedModel]:
+        """The policy as it is when it plays dialogues."""
+        gather = self.args.ds3_gather_for_generation
+        return unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather)
 
     def _get_per_token_logps_and_entropies(self, model: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple:
         """While TRL scores a fresh batch it asks for the old log-probs: the sampler knows them exactly."""
@@ -212,7 +227,7 @@ class ITPOTrainer(GRPOTrainer):
         outcomes = torch.tensor(
             [float("nan") if d.outcome is None else d.outcome for d in self.dialogues], device=device
         )
-        valid = ~outcomes.isnan()
+        turn_weights, valid = self._turn_weights(~outcomes.isnan())
         began = time.perf_counter()
         with reference(policy, self.frozen) as ref:
             ref_logprobs = token_logprobs(ref, batch, self.temperature, self.args.micro_batch_size)
@@ -221,6 +236,7 @@ class ITPOTrainer(GRPOTrainer):
         token_rewards = self._token_rewards(batch, ref_logprobs, outcomes, valid)
         in_reward = self.kl_coef and self.args.kl_in == "reward"
         values = None if self.critic is None else self.critic.values(batch)
+        turn_values = self._turn_values(batch, outcomes, valid)
         everything = Experience(
             outcomes=self.accelerator.gather(outcomes),
             valid=self.accelerator.gather(valid),
@@ -228,10 +244,12 @@ class ITPOTrainer(GRPOTrainer):
             token_rewards=self._gather(token_rewards),
             penalties=self._gather(self.kl_coef * log_ratio) if in_reward else None,
             values=None if values is None else self._gather(values),
+            turn_values=None if turn_values is None else self._gather(turn_values),
+            turn_weights=None if turn_weights is None else self._gather(turn_weights),
         )
-        n_turns, step = self.task.limits.max_turns, self.state.global_step
+        self.experience, self._credit_seed = everything, self.args.seed * 1_000_003 + self.state.global_step
         advantages, targets = token_advantages(
-            self.args.rule, everything, self.args.num_generations, n_turns, seed=self.args.seed * 1_000_003 + step
+            self.args.rule, everything, self.args.num_generations, self.task.limits.max_turns, seed=self._credit_seed
         )
         rows = slice(self.accelerator.process_index * len(batch), (self.accelerator.process_index + 1) * len(batch))
         width = batch.turn_ids.shape[1]
@@ -241,6 +259,12 @@ class ITPOTrainer(GRPOTrainer):
             self._log("critic/loss", loss)
         self._log_batch(batch, everything, policy, log_ratio)
         return advantages[rows, :width], ref_logprobs
+
+    def turn_credit(self) -> Tensor:
+        """The credit of each turn of the newest batch, (B, K); all processes together."""
+        if self.experience is None:
+            raise ItpoError("no dialogue has been played yet: train for a step first")
+        return turn_credit(self.args.rule, self.experience, self.task.limits.max_turns, self._credit_seed)
 
     def _token_rewards(self, batch: DialogueBatch, ref_logprobs: Tensor, outcomes: Tensor, valid: Tensor) -> Tensor:
         """The PRM's token rewards (B, T); 0 without a PRM. Logs its accuracy on dialogues it has not seen."""
@@ -257,6 +281,34 @@ class ITPOTrainer(GRPOTrainer):
         self._log("prm/accuracy", prm_accuracy(fresh_scores[valid], outcomes[valid]))
         self._log("time/prm", time.perf_counter() - began)
         return rewards
+
+    def _turn_weights(self, valid: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The judge's weight of each turn (B, K), and `valid` without the dialogues that it could not judge."""
+        if self.args.credit != "judge":
+            return None, valid
+        weights, judged = weigh_turns(self.judge, self.task, self.dialogues)
+        self._log("judge/failed", float((~judged).float().mean()))
+        return weights.to(valid.device), valid & judged.to(valid.device)
+
+    def _turn_values(self, batch: DialogueBatch, outcomes: Tensor, valid: Tensor) -> Tensor | None:
+        """What the dialogue was worth before each turn, (B, K): by the value model, or the truth (oracle)."""
+        began = time.perf_counter()
+        if self.value_model is not None:
+            values = self.value_model.values(batch)
+            targets = outcomes.nan_to_num(0.0)[:, None] * batch.assistant_mask
+            with torch.enable_grad():
+                loss = self.value_model.update(batch, values, targets, valid)
+            self._log("value/loss", loss)
+            return unit_firsts(values, batch.turn_ids, self.task.limits.max_turns)
+        if self.args.credit != "oracle":
+            return None
+        seed, m = self.args.seed * 1_000_003 + self.state.global_step, self.args.oracle_samples
+        with self._playing() as policy:
+            truth = true_values(
+                policy, self.chat, self.task, self.dialogues, m, temperature=self.temperature, seed=seed
+            )
+        self._log("time/oracle", time.perf_counter() - began)
+        return truth.values[:, :-1].to(outcomes.device, outcomes.dtype)
 
     def _gather(self, rows: Tensor) -> Tensor:
         """All processes' rows, right-padded with 0 to the longest, (B_all, T_all)."""
@@ -289,7 +341,7 @@ class ITPOTrainer(GRPOTrainer):
     def _log_batch(
         self, batch: DialogueBatch, everything: Experience, policy: PreTrainedModel, log_ratio: Tensor
     ) -> None:
-        """What a run is judged by; over all processes except words and the probe."""
+        """What a run is judged by; over all processes except words, questions and the probe."""
         outcomes, mask = everything.outcomes[everything.valid], everything.turn_ids > 0
         tokens = mask.sum(1).float()[everything.valid]
         if len(outcomes):
@@ -299,6 +351,8 @@ class ITPOTrainer(GRPOTrainer):
             self._log("score", float((outcomes - self.args.length_penalty * tokens).mean()))
         self._log("turns", float(everything.turn_ids.amax(1).float().mean()))
         self._log("words", sum(d.assistant_words for d in self.dialogues) / len(self.dialogues))
+        if (distinct := distinct_questions(self.dialogues)) == distinct:  # not NaN: somebody asked something
+            self._log("distinct_questions", distinct)
         ratio, own = -log_ratio[batch.assistant_mask], batch.assistant_mask.sum().clamp(min=1)
         self._log("kl_to_reference", float((ratio.exp() - ratio - 1).sum() / own))
         probe = batch.rows(slice(0, PROBE_ROWS))
@@ -308,7 +362,7 @@ class ITPOTrainer(GRPOTrainer):
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _sidecars(self) -> list:
-        return [part.sidecar for part in (self.prm, self.critic) if part is not None]
+        return [part.sidecar for part in (self.prm, self.critic, self.value_model) if part is not None]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -27,7 +27,7 @@ from itpo_lib.credit import (
 )
 from itpo_lib.errors import ItpoError
 
-SHARING = ("trajectory", "uniform", "norm_itpo")
+SHARING = ("trajectory", "uniform", "norm_itpo", "judge")
 ROWS = [[3, 1, 4], [2], [], [1, 1], [5, 2, 1, 3]]
 dialogues = st.lists(st.lists(st.integers(1, 4), max_size=4), min_size=1, max_size=6)
 seeds = st.integers(0, 2**16)
@@ -41,8 +41,13 @@ def inputs_of(
     rewards = normal(seed, *plain.shape) * (plain > 0)
     turn_ids = torch.nn.functional.pad(plain, (0, extra_tokens))
     rewards = torch.nn.functional.pad(rewards, (0, extra_tokens))
-    n_turns = max(1, max(map(len, rows))) + extra_turns
-    return CreditInputs(uniform(seed + 1, len(rows)), turn_ids, n_turns, rewards, **changes)
+    n_turns = max(1, max(map(len, rows)))
+    evidence = {
+        "turn_values": uniform(seed + 2, len(rows), n_turns),
+        "turn_weights": uniform(seed + 3, len(rows), n_turns),
+    }
+    evidence = {name: torch.nn.functional.pad(part, (0, extra_turns)) for name, part in evidence.items()}
+    return CreditInputs(uniform(seed + 1, len(rows)), turn_ids, n_turns + extra_turns, rewards, **evidence, **changes)
 
 
 # Sums over units
@@ -125,6 +130,8 @@ def test_order_of_dialogues_does_not_matter(name, rows, seed, data):
         outcomes=inputs.outcomes[order],
         turn_ids=inputs.turn_ids[order],
         token_rewards=inputs.token_rewards[order],
+        turn_values=inputs.turn_values[order],
+        turn_weights=inputs.turn_weights[order],
     )
     assert torch.allclose(assign_credit(name, moved).rewards, assign_credit(name, inputs).rewards[order], atol=1e-12)
 

@@ -97,6 +97,7 @@ class TextDocumentWriting(DisclosureTask):
     """
 
     name = "document_writing"
+    outcome_name = "BLEU"
     system_prompt = (
         "You are a writing assistant. The user wants a short text but tells you little about it. Each of your turns is "
         "one of two things: one short question about the text (what it says, how it begins and ends, its tone, its "

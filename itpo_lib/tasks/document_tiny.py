@@ -18,7 +18,7 @@ from sacrebleu import sentence_bleu
 from ..dialogue import Message
 from .base import Goal
 from .slot_task import SlotTask, goal_picker, words_after
-from .slots import Noise, NoviceHabits, Slot
+from .slots import Noise, Slot
 
 TONES = {  # greeting, adverb, closing word
     "formal": ("dear", "kindly", "regards"),
@@ -109,10 +109,10 @@ class TinyDocumentWriting(SlotTask):
     """The tiny writing assistant. Success is the right document: one wrong word leaves BLEU below 0.95."""
 
     name = "document_writing"
+    outcome_name = "BLEU"
     success_threshold = 0.95
     levels, slots, questions, done_word = LEVELS, SLOTS, QUESTIONS, "draft"
     max_turn_tokens, max_tokens = 20, 320
-    habits = NoviceHabits(guess=0.5)  # partial credit: at 0.45 imitation alone would score 0.4
 
     def goal(self, index: int, split: str = "train") -> Goal:
         pick = goal_picker(index, split)

@@ -77,6 +77,7 @@ class TextMathTutoring(DisclosureTask):
     """
 
     name = "math_tutoring"
+    outcome_name = "accuracy"
     system_prompt = (
         "You are a math tutor. The student shows you only a part of a word problem. Ask for the missing facts before "
         "you assume anything: one short, specific question at a time. Once you know enough, work it out briefly and "

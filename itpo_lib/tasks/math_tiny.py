@@ -91,6 +91,7 @@ class TinyMathTutoring(SlotTask):
     """The tiny math tutor. `revealed=True` makes openings that hide nothing (to measure competence)."""
 
     name = "math_tutoring"
+    outcome_name = "accuracy"
     levels, questions, done_word = LEVELS, QUESTIONS, "answer"
     slots = tuple(SLOTS[name] for name in ("unit", "age", "colour", "action", "amount"))
     max_turn_tokens, max_tokens = 14, 280

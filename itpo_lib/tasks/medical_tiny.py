@@ -18,7 +18,7 @@ import numpy as np
 from ..dialogue import Message
 from .base import Goal
 from .slot_task import SlotTask, goal_picker, words_after
-from .slots import Noise, NoviceHabits, Slot
+from .slots import Noise, Slot
 
 
 class Disease(NamedTuple):
@@ -109,9 +109,9 @@ class TinyMedicalRecommendation(SlotTask):
     """The tiny doctor, whose patient notes repeated questions. Success is all of the ten points."""
 
     name = "medical_recommendation"
+    outcome_name = "rubric"
     levels, slots, questions, done_word, note_repeats = LEVELS, SLOTS, QUESTIONS, "diagnosis", True
     max_turn_tokens, max_tokens = 14, 320
-    habits = NoviceHabits(guess=0.5)  # partial credit: at 0.45 imitation alone would score 0.4
 
     def goal(self, index: int, split: str = "train") -> Goal:
         pick = goal_picker(index, split)

@@ -1,0 +1,238 @@
+"""The study: one training run per task, estimator, credit and seed, each in a process of its own; and what the rows say.
+
+A row is a JSON line. Finished runs are skipped, so a study may be stopped and started at will.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from .callbacks import read_metrics
+from .diagnostics import agreement, kendall_within
+from .errors import ItpoError, require
+from .evaluate import Estimate, bootstrap_mean
+
+TOLERANCE = 0.07  # turns whose true credits differ by less count as equal
+PROBED_DIALOGUES, PROBE_SAMPLES = 32, 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. `options` are fields of `ITPOConfig` that differ from the preset; `probes` are the steps at which
+    the credit of the newest dialogues is compared with the truth."""
+
+    task: str
+    credit: str
+    estimator: str = "rloo"
+    seed: int = 0
+    difficulty: str = "normal"
+    options: dict[str, Any] = field(default_factory=dict)
+    probes: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Equal for runs that would be the same."""
+        return json.dumps([self.task, self.difficulty, self.estimator, self.credit, self.seed, self.options])
+
+
+def grid(
+    tasks: Sequence[str], credits: Sequence[str], estimators: Sequence[str], seeds: Iterable[int], **common: Any
+) -> list[Cell]:
+    """All combinations, seeds outermost: a study that is cut short has few seeds of everything."""
+    cells = itertools.product(seeds, tasks, estimators, credits)
+    return [Cell(task, credit, estimator, seed, **common) for seed, task, estimator, credit in cells]
+
+
+# One run
+
+
+class TruthProbe(TrainerCallback):
+    """At given steps, compares the credit that the trainer just gave with the true credit of those dialogues."""
+
+    def __init__(self, steps: Sequence[int]):
+        self.steps, self.cpu_seconds = frozenset(steps), 0.0
+        self.trainer: Any = None  # set once there is one
+        self.rows: list[dict[str, Any]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps and self.trainer is not None:
+            began = time.process_time()
+            self.rows.append({"step": state.global_step, **self._compare(self.trainer)})
+            self.cpu_seconds += time.process_time() - began
+
+    def _compare(self, trainer: Any) -> dict[str, float]:
+        from .true_credit import true_values
+
+        played = trainer.dialogues[:PROBED_DIALOGUES]
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        truth = true_values(policy, trainer.chat, trainer.task, played, PROBE_SAMPLES, seed=trainer.state.global_step)
+        given = trainer.turn_credit()[: len(played)].cpu().numpy()
+        mask, true = truth.mask.numpy(), truth.credit.numpy()
+        found = agreement(given, true, mask, TOLERANCE)
+        groups = np.repeat(np.arange(len(mask)), mask.sum(1))
+        tau, counted = kendall_within(given[mask], true[mask], groups)
+        measured = {**asdict(found), "tau": tau, "tau_dialogues": counted}
+        return {name: round(value, 4) for name, value in measured.items()}
+
+
+def run_cell(cell: Cell, eval_dialogues: int = 512) -> dict[str, Any]:
+    """Train and evaluate; a row of settings, curves and results.
+
+    CPU seconds are those of imports, training and one evaluation of sampled dialogues.
+    """
+    from .evaluate import evaluate
+    from .run import RunSettings, build_trainer, task_ceiling
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = RunSettings(
+            task=cell.task,
+            out=folder,
+            seed=cell.seed,
+            device="cpu",
+            options={"credit": cell.credit, "estimator": cell.estimator, "save_strategy": "no", **cell.options},
+            task_options={"difficulty": cell.difficulty},
+        )
+        probe = TruthProbe(cell.probes)
+        trainer = build_trainer(settings, [probe])
+        probe.trainer = trainer
+        began = time.process_time()
+        before = evaluate(trainer.model, trainer.chat, trainer.task, eval_dialogues)[0]
+        measuring = time.process_time() - began
+        trainer.train()
+        after = evaluate(trainer.model.eval(), trainer.chat, trainer.task, eval_dialogues)[0]
+        seconds = time.process_time() - measuring - probe.cpu_seconds
+        greedy = evaluate(trainer.model, trainer.chat, trainer.task, eval_dialogues, temperature=0.0)[0]
+        history = [row for row in trainer.state.log_history if "outcome" in row]
+    curve = {name: [round(row.get(name, float("nan")), 4) for row in history] for name in ("step", *CURVES)}
+    results = {
+        "steps": trainer.state.global_step,
+        "ceiling": task_ceiling(trainer.task),
+        "before": before.outcome.mean,
+        "after": after.outcome.mean,
+        "after_greedy": greedy.outcome.mean,
+        "success_before": before.success.mean,
+        "success": after.success.mean,
+        "turns": after.turns.mean,
+        "cpu_seconds": round(seconds, 1),
+    }
+    return {**asdict(cell), **results, "curve": curve, "truth": probe.rows}
+
+
+CURVES = ("outcome", "turns", "entropy", "distinct_questions")
+
+
+# Many runs
+
+
+def run_study(cells: Sequence[Cell], out: Path, jobs: int = 1) -> Iterator[dict[str, Any]]:
+    """Run what `out` lacks, append each finished row to it, and yield all rows of `cells`, old ones first."""
+    require(jobs >= 1, f"jobs must be >= 1, got {jobs}")
+    wanted = {cell.key: cell for cell in cells}
+    for row in read_rows(out):
+        if wanted.pop(row_cell(row).key, None) is not None:
+            yield row
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [pool.submit(run_in_process, cell) for cell in wanted.values()]
+        try:
+            for done in as_completed(runs):
+                row = done.result()
+                with out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                yield row
+        finally:
+            for run in runs:
+                run.cancel()
+
+
+def run_in_process(cell: Cell) -> dict[str, Any]:
+    """`run_cell` in a fresh process with one thread: runs cannot disturb each other, and CPU time is the run's own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "itpo_lib.study", json.dumps(asdict(cell))],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise ItpoError(f"the run {cell.key} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All finished runs of a study; a last line cut off by a crash is dropped from the file."""
+    rows = read_metrics(path)
+    if path.exists() and len(rows) < len(path.read_text().splitlines()):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def row_cell(row: dict[str, Any]) -> Cell:
+    """The cell that a row belongs to."""
+    known = {name: row[name] for name in Cell.__dataclass_fields__ if name in row}
+    return Cell(**{**known, "probes": tuple(row.get("probes", ()))})
+
+
+# What the rows say
+
+
+def score(row: dict[str, Any]) -> float:
+    """Final mean outcome as a share of the ceiling."""
+    return row["after"] / row["ceiling"]
+
+
+def area(row: dict[str, Any]) -> float:
+    """Mean outcome over all training batches as a share of the ceiling: area under the learning curve."""
+    return float(np.mean(row["curve"]["outcome"])) / row["ceiling"]
+
+
+def steps_to(row: dict[str, Any], share: float = 0.8, window: int = 3) -> float:
+    """The first step whose trailing mean outcome reaches `share` of the ceiling; infinite where it never does."""
+    outcomes = np.asarray(row["curve"]["outcome"])
+    means = np.convolve(outcomes, np.ones(window) / window, "valid")
+    reached = np.flatnonzero(means >= share * row["ceiling"])
+    return float(row["curve"]["step"][reached[0] + window - 1]) if len(reached) else float("inf")
+
+
+def paired(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> tuple[Estimate, float]:
+    """Mean difference of scores on the same seeds with its bootstrap interval, and the exact sign-flip p-value.
+
+    With n seeds the p-value (two-sided) cannot fall below 2^(1-n): 0.0625 for 5 seeds.
+    """
+    theirs = {row["seed"]: score(row) for row in others}
+    gaps = np.array([score(row) - theirs[row["seed"]] for row in rows if row["seed"] in theirs])
+    require(len(gaps) > 0, "no common seeds to compare")
+    flips = np.array(list(itertools.product((1, -1), repeat=len(gaps)))) @ gaps / len(gaps)
+    return bootstrap_mean(gaps.tolist()), float(np.mean(np.abs(flips) >= abs(gaps.mean()) - 1e-12))
+
+
+def wins(groups: dict[str, Sequence[dict[str, Any]]]) -> dict[tuple[str, str], float]:
+    """For each pair of methods: on which share of their common seeds does the first score higher (ties half)?"""
+    table = {}
+    for (a, first), (b, second) in itertools.permutations(groups.items(), 2):
+        theirs = {row["seed"]: score(row) for row in second}
+        gaps = [score(row) - theirs[row["seed"]] for row in first if row["seed"] in theirs]
+        if gaps:
+            table[a, b] = float(np.mean([0.5 if gap == 0 else gap > 0 for gap in gaps]))
+    return table
+
+
+if __name__ == "__main__":
+    from itpo_lib.study import run_cell as run_imported  # under its real name, not __main__
+
+    job = json.loads(sys.argv[1])
+    print(json.dumps(run_imported(Cell(**{**job, "probes": tuple(job["probes"])}))))

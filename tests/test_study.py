@@ -1,0 +1,121 @@
+"""The study: what rows say, which runs are still missing, and that tables and figures follow from the rows."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from itpo_lib import study
+from itpo_lib.errors import ItpoError
+from itpo_lib.study import Cell, area, grid, paired, read_rows, run_study, score, steps_to, wins
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+
+def row(credit: str, seed: int, after: float, outcomes=(0.2, 0.4, 0.8, 0.8), ceiling=0.8) -> dict:
+    cell = {"task": "math_tutoring", "credit": credit, "estimator": "rloo", "seed": seed, "difficulty": "normal"}
+    measured = {
+        "after": after,
+        "before": 0.2,
+        "ceiling": ceiling,
+        "success_before": 0.2,
+        "success": after,
+        "turns": 3.0,
+    }
+    curve = {"step": [1, 3, 5, 7], "outcome": list(outcomes)}
+    return {**cell, "options": {}, "probes": [], **measured, "cpu_seconds": 60.0, "curve": curve, "truth": []}
+
+
+def test_measures_by_hand():
+    one = row("itpo", 0, 0.6)
+    assert score(one) == pytest.approx(0.75)
+    assert area(one) == pytest.approx(0.55 / 0.8)
+    assert steps_to(one, share=0.8) == 7  # trailing means of three: .467 at step 5, .667 at step 7; 0.64 is wanted
+    assert steps_to(one, share=0.5) == 5
+    assert steps_to(one, share=0.9) == float("inf")
+
+
+def test_paired_test_counts_sign_flips():
+    ours = [row("itpo", s, a) for s, a in enumerate((0.5, 0.6, 0.7))]
+    theirs = [row("trajectory", s, a) for s, a in enumerate((0.4, 0.4, 0.4))]
+    gap, p = paired(ours, theirs)
+    assert gap.mean == pytest.approx(0.2 / 0.8)
+    assert p == pytest.approx(2 / 8)  # only all plus and all minus are as far from 0
+    assert paired(theirs, ours)[0].mean == pytest.approx(-0.2 / 0.8)
+    assert paired(ours[:2], theirs[1:])[0].mean == pytest.approx(0.2 / 0.8)  # seed 1 alone
+    with pytest.raises(ItpoError, match="no common seeds"):
+        paired(ours[:1], theirs[1:])
+
+
+def test_wins_count_ties_half():
+    groups = {
+        "a": [row("a", s, v) for s, v in enumerate((0.5, 0.5))],
+        "b": [row("b", s, v) for s, v in enumerate((0.4, 0.5))],
+    }
+    assert wins(groups) == {("a", "b"): 0.75, ("b", "a"): 0.25}
+
+
+def test_grid_has_seeds_outermost():
+    cells = grid(["t"], ["x", "y"], ["rloo"], [0, 1], difficulty="stress")
+    assert [(c.seed, c.credit) for c in cells] == [(0, "x"), (0, "y"), (1, "x"), (1, "y")]
+    assert {c.difficulty for c in cells} == {"stress"}
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Cells that were really run, with a stand-in for training."""
+    cells: list[Cell] = []
+    monkeypatch.setattr(
+        study, "run_in_process", lambda cell: cells.append(cell) or {**row(cell.credit, cell.seed, 0.5)}
+    )
+    return cells
+
+
+def test_finished_runs_are_skipped_and_a_cut_off_row_is_made_again(tmp_path, played):
+    out = tmp_path / "deep" / "rows.jsonl"
+    cells = grid(["math_tutoring"], ["itpo", "trajectory"], ["rloo"], range(2))
+    assert len(list(run_study(cells[:2], out))) == 2
+    out.write_text(out.read_text()[:-20])  # killed while it wrote the second row
+    rows = list(run_study(cells, out, jobs=2))
+    assert len(rows) == 4 and len(played) == 5
+    assert {(r["credit"], r["seed"]) for r in read_rows(out)} == {(c.credit, c.seed) for c in cells}
+    assert len(list(run_study(cells, out))) == 4 and len(played) == 5
+
+
+def test_other_settings_are_another_run(tmp_path, played):
+    out = tmp_path / "rows.jsonl"
+    cell = Cell("math_tutoring", "itpo")
+    for other in (
+        cell,
+        Cell("math_tutoring", "itpo", options={"beta": 0.1}),
+        Cell("math_tutoring", "itpo", difficulty="stress"),
+    ):
+        list(run_study([other], out))
+    assert len(played) == 3
+    list(run_study([Cell("math_tutoring", "itpo", probes=(3,))], out))  # a look inside does not change a run
+    assert len(played) == 3
+
+
+def test_a_failing_run_says_which_and_keeps_the_others(tmp_path):
+    with pytest.raises(ItpoError, match=r"the run .*no_such_task.* failed"):
+        list(run_study([Cell("no_such_task", "itpo")], tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_row_holds_curve_and_truth():
+    small = {"max_steps": 2, "gradient_accumulation_steps": 1, "num_generations": 4, "num_iterations": 1}
+    cell = Cell("math_tutoring", "norm_itpo", options=small, probes=(2,))
+    made = json.loads(json.dumps(study.run_cell(cell, eval_dialogues=8)))
+    assert study.row_cell(made) == cell
+    assert made["curve"]["step"] == [1, 2] and len(made["curve"]["outcome"]) == 2
+    (probe,) = made["truth"]
+    assert probe["step"] == 2 and 0 <= probe["best_by_chance"] <= 1
+    assert 0 < made["cpu_seconds"] < 120
+
+
+def test_committed_tables_and_figures_follow_from_the_committed_rows():
+    from figures import products
+
+    for path, text in products().items():
+        assert path.exists() and path.read_text() == text, f"{path.name} differs from the rows: run `make figures`"
