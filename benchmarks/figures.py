@@ -67,7 +67,9 @@ def bar_table(rows: Rows) -> str:
         greedy = " ".join(f"{r['after_greedy'] / r['ceiling']:.3f}" for r in runs)
         ends, limit = " ".join(f"{s:.3f}" for s in scores), f"{runs[0]['ceiling']:.3f}"
         lines.append([TITLES[task], start, ends, greedy, success, limit, f"{min(seconds):.0f} to {max(seconds):.0f}"])
-    return markdown(["tiny task", "start", "end, one number a seed", "end, greedy", "success", "ceiling", "CPU s"], lines)
+    return markdown(
+        ["tiny task", "start", "end, one number a seed", "end, greedy", "success", "ceiling", "CPU s"], lines
+    )
 
 
 def tuning_table(rows: Rows) -> str:
