@@ -59,10 +59,12 @@ def train(
     scale: Scale = "tiny",
     model: ModelName = None,
     difficulty: Difficulty = None,
-    credit: Annotated[str, typer.Option(help="trajectory, uniform, prime, itpo or norm_itpo")] = "norm_itpo",
+    credit: Annotated[
+        str, typer.Option(help="trajectory, uniform, value, judge, prime, itpo, norm_itpo or oracle (the truth)")
+    ] = "norm_itpo",
     estimator: Annotated[str, typer.Option(help="rloo, grpo or ppo")] = "rloo",
     baseline: Annotated[
-        str | None, typer.Option(help="RLOO's baseline: turn, official, outcome, credit_weighted")
+        str | None, typer.Option(help="RLOO's baseline: auto, turn, official, outcome, credit_weighted or signed")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
