@@ -269,7 +269,7 @@ def test_evaluate_shows_both_temperatures_intervals_and_the_outcome_s_name(tmp_p
     result = run("evaluate", "-n", 4, "--out", tmp_path / "played.json")
     assert result.exit_code == 0, result.output
     rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.count("│") >= 3}
-    assert {"success rate", "mean outcome", "turns", "words", "of the ceiling"} <= set(rows)
+    assert {"success rate", "mean accuracy", "turns", "words", "of the ceiling"} <= set(rows)
     assert all(row.count("[") == 2 for name, row in rows.items() if name != "of the ceiling")
     header = next(line for line in result.output.splitlines() if "sampled" in line)
     assert "greedy" in header
