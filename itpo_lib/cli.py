@@ -121,7 +121,7 @@ def demo(
             shutil.rmtree(out)
         out.mkdir(parents=True)
         (out / "demo").touch()
-        run_and_show(RunSettings(out=str(out)))
+        run_and_show(RunSettings(out=str(out), options={"max_steps": 80}))
 
 
 @app.command()
