@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -102,8 +103,9 @@ def _user_behaviour(answer: Callable[..., Any], facts: dict, keywords: dict) -> 
     """What a user says and does, with the randomness taken out."""
 
     def replies(vague: float, seed: int, script: Iterable[str], beside: int | None = None) -> list[tuple[str, bool]]:
-        user, said = answer(facts, keywords, vague, seed), []
-        other = None if beside is None else answer(facts, keywords, vague, beside)
+        new_user = lambda seed: answer(*copy.deepcopy((facts, keywords)), vague, seed)  # noqa: E731
+        user, said = new_user(seed), []
+        other = None if beside is None else new_user(beside)
         for text in script:
             if other is not None:
                 other.reply(text)

@@ -46,6 +46,14 @@ class Good(User):
         return Reply(f"the {asked[0]} is {self.facts[asked[0]]} .")
 
 
+class Emptied(Good):
+    """Wrong: empties what it was given, so that a check which shares its dicts would expect nothing of it."""
+
+    def __init__(self, facts, keywords, vague, seed):
+        facts.clear(), keywords.clear()
+        super().__init__(facts, keywords, vague, seed)
+
+
 class DrawsFirst(Good):
     """Right: draws a number for every reply."""
 
@@ -275,6 +283,7 @@ WRONG = {
         "never vague | vague=1": NeverVague,
         "tells everything | vague=0": TellsAll,
         "text for Reply | AttributeError": Text,
+        "empties the facts | vague=0": Emptied,
     },
     "judge_prompt": {
         "pasted text | JSON": pasted,
