@@ -47,7 +47,7 @@ demo: venv ## the main job on the embedded default: train the tiny math tutor
 	@$(BIN)/itpo demo --out $(RUN)
 
 test: lint ## all tests: style, types, pytest, and the notebooks run again
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup tests
 ifneq ($(BOOKS),)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadscope \
 	  --nbval-lax --nbval-current-env --nbval-cell-timeout=900 $(BOOKS)

@@ -82,11 +82,13 @@ def turn_credit(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0
     """What the method thinks of each turn, (B, K), to be ranked within a dialogue.
 
     Shares where it gives some, else the rewards inside the turn. The trajectory share does not tell
-    turns apart: 0.
+    turns apart: 0. Nor does the outcome that PRIME adds at the end: only its token rewards count.
     """
     credit = credit_of(rule, exp, n_turns, seed)
     if rule.credit == "trajectory":
         return torch.zeros_like(credit.rewards)
+    if rule.credit == "prime":
+        return unit_sums(exp.token_rewards, exp.turn_ids, n_turns) * exp.valid[:, None]
     if credit.shares is not None:
         return credit.shares
     return unit_sums(adv.rewards_on_last_token(credit), exp.turn_ids, n_turns)

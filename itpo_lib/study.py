@@ -139,24 +139,34 @@ CURVES = ("outcome", "turns", "entropy", "distinct_questions")
 
 
 def run_study(cells: Sequence[Cell], out: Path, jobs: int = 1) -> Iterator[dict[str, Any]]:
-    """Run what `out` lacks, append each finished row to it, and yield all rows of `cells`, old ones first."""
+    """Run what `out` lacks, append each finished row to it, and yield all rows of `cells`, old ones first.
+
+    A run that fails does not lose the others: its error is raised when they are done.
+    """
     require(jobs >= 1, f"jobs must be >= 1, got {jobs}")
     wanted = {cell.key: cell for cell in cells}
     for row in read_rows(out):
         if wanted.pop(row_cell(row).key, None) is not None:
             yield row
     out.parent.mkdir(parents=True, exist_ok=True)
+    failed: list[ItpoError] = []
     with ThreadPoolExecutor(jobs) as pool:
         runs = [pool.submit(run_in_process, cell) for cell in wanted.values()]
         try:
             for done in as_completed(runs):
-                row = done.result()
+                try:
+                    row = done.result()
+                except ItpoError as error:
+                    failed.append(error)
+                    continue
                 with out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 yield row
         finally:
             for run in runs:
                 run.cancel()
+    if failed:
+        raise failed[0]
 
 
 def run_in_process(cell: Cell) -> dict[str, Any]:

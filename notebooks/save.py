@@ -24,7 +24,8 @@ def main(arguments: list[str]) -> None:
     for path in map(Path, (a for a in arguments if a != "--clean-only")):
         notebook = nbformat.read(path, as_version=4)
         if "--clean-only" not in arguments:
-            NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}).execute()
+            where = {"metadata": {"path": str(path.parent)}}
+            NotebookClient(notebook, timeout=900, coalesce_streams=True, resources=where).execute()
         clean(notebook)
         nbformat.write(notebook, path)
         print("saved", path)

@@ -276,7 +276,7 @@ def test_evaluate_shows_both_temperatures_intervals_and_the_outcome_s_name(tmp_p
 
 
 def test_the_table_names_the_outcome_and_counts_failures(capsys):
-    from itpo_lib.cli import show_table
+    from itpo_lib.terminal import show_table
 
     estimate = {"mean": 0.5, "low": 0.4, "high": 0.6}
     column = {**dict.fromkeys(("success", "outcome", "turns", "words"), estimate), "dialogues": 4, "failed": 1}

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from itpo_lib import study
 from itpo_lib.errors import ItpoError
+from itpo_lib.learning import Experience, LearningRule, turn_credit
 from itpo_lib.study import Cell, area, grid, paired, read_rows, run_study, score, steps_to, wins
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -97,9 +99,66 @@ def test_other_settings_are_another_run(tmp_path, played):
     assert len(played) == 3
 
 
-def test_a_failing_run_says_which_and_keeps_the_others(tmp_path):
+def test_a_failing_run_says_which():
     with pytest.raises(ItpoError, match=r"the run .*no_such_task.* failed"):
-        list(run_study([Cell("no_such_task", "itpo")], tmp_path / "rows.jsonl"))
+        study.run_in_process(Cell("no_such_task", "itpo"))
+
+
+def test_a_failing_run_keeps_the_others(tmp_path, monkeypatch):
+    def broken_at_seed_0(cell: Cell) -> dict:
+        if cell.seed == 0:
+            raise ItpoError("seed 0 failed")
+        return row(cell.credit, cell.seed, 0.5)
+
+    monkeypatch.setattr(study, "run_in_process", broken_at_seed_0)
+    out = tmp_path / "rows.jsonl"
+    with pytest.raises(ItpoError, match="seed 0 failed"):
+        list(run_study(grid(["math_tutoring"], ["itpo"], ["rloo"], range(3)), out))
+    assert {r["seed"] for r in read_rows(out)} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("credit", "wanted"),
+    [
+        ("trajectory", [0.0, 0.0]),
+        ("prime", [0.1 + 0.2, 0.4]),
+        ("itpo", [0.1 + 0.2, 0.4]),
+        ("judge", [0.25, 0.75]),
+        ("oracle", [0.6 - 0.5, 1.0 - 0.6]),
+    ],
+)
+def test_turn_credit_by_hand(credit, wanted):
+    turn_ids = torch.tensor([[1, 1, 0, 2, 0]])
+    exp = Experience(
+        outcomes=torch.tensor([1.0]),
+        valid=torch.tensor([True]),
+        turn_ids=turn_ids,
+        token_rewards=torch.tensor([[0.1, 0.2, 9.0, 0.4, 9.0]]),
+        turn_values=torch.tensor([[0.5, 0.6]]),
+        turn_weights=torch.tensor([[1.0, 3.0]]),
+    )
+    assert turn_credit(LearningRule(credit=credit), exp, 2)[0].tolist() == pytest.approx(wanted)
+
+
+def test_figures_and_tables_of_a_study_can_be_made():
+    """From made-up rows, so that the first real study meets no code that never ran."""
+    import figures
+
+    probe = {"best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "dialogues": 9, "tau": 0.5}
+    rows = [
+        {
+            **row(credit, seed, after + 0.01 * seed),
+            "truth": [{"step": step, "tau_dialogues": 9, **probe} for step in (3, 7)],
+        }
+        for credit, after in (("norm_itpo", 0.7), ("trajectory", 0.6))
+        for seed in range(3)
+    ]
+    scores = figures.score_table(rows)
+    assert "| norm_itpo | 3 | 0.887 [" in scores and "+0.125 [+0.125, +0.125] (0.25)" in scores
+    assert "| norm_itpo |  | 1.00 |" in figures.win_table(rows)
+    assert "| trajectory | 7 | 0.80 (0.40) | 0.70 (0.40) | +0.50 |" in figures.truth_table(rows)
+    assert figures.svg(figures.score_figure(rows)) == figures.svg(figures.score_figure(rows))
+    assert "norm_itpo" in figures.svg(figures.curve_figure(rows))
 
 
 @pytest.mark.slow

@@ -7,19 +7,20 @@ import math
 import pytest
 
 from itpo_lib.tasks import get_task
-from itpo_lib.tasks.document_tiny import AUDIENCES, LENGTHS, SLOTS, TONES, TOPICS, document, word_bleu
+from itpo_lib.tasks.bleu import word_bleu
+from itpo_lib.tasks.document_tiny import AUDIENCES, LENGTHS, SLOTS, TONES, TOPICS, document
 from itpo_lib.tasks.medical_tiny import ANSWERS, COMPLAINTS, DISEASE_OF, DISEASES, parts
 from itpo_lib.tasks.slots import Noise
 
 
 def test_bleu_by_hand():
     truth = "dear parents the picnic kindly needs food tonight thanks regards"
-    assert word_bleu(truth.split(), truth) == 1.0
-    wrong_first = ["hello", *truth.split()[1:]]
-    assert word_bleu(wrong_first, truth) == pytest.approx((9 / 10 * 8 / 9 * 7 / 8 * 6 / 7) ** 0.25)
-    one_of_four = ["dear", "pupils", "food", "today"]  # brevity 10/4; 2 words match, no longer n-gram does
+    assert word_bleu(truth, truth, "none") == 1.0
+    wrong_first = " ".join(["hello", *truth.split()[1:]])
+    assert word_bleu(wrong_first, truth, "none") == pytest.approx((9 / 10 * 8 / 9 * 7 / 8 * 6 / 7) ** 0.25)
+    one_of_four = "dear pupils food today"  # brevity 10/4; 2 words match, no longer n-gram does
     expected = math.exp(1 - 10 / 4) * (2 / 4 * 1 / (2 * 3) * 1 / (4 * 2) * 1 / (8 * 1)) ** 0.25
-    assert word_bleu(one_of_four, truth) == pytest.approx(expected)
+    assert word_bleu(one_of_four, truth, "none") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -30,7 +31,7 @@ def test_only_the_right_document_is_a_success(length):
     assert 6 <= len(words) <= 15
     assert len(set(words)) == len(words)  # no word twice, so the n-grams fix the order
     edits = [[*words[:i], *new, *words[j:]] for i in range(len(words) + 1) for j in (i, i + 1) for new in ([], ["x"])]
-    assert all(word_bleu(edit, truth) < task.success_threshold for edit in edits if edit != words)
+    assert all(word_bleu(" ".join(edit), truth, "none") < task.success_threshold for edit in edits if edit != words)
 
 
 def test_each_outline_slot_decides_one_to_three_words():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-def word_bleu(document: str, reference: str) -> float:
-    """Sentence BLEU of up to four words (sacrebleu's 13a tokens), exponentially smoothed, in [0, 1]."""
+def word_bleu(document: str, reference: str, tokenize: str = "13a") -> float:
+    """Sentence BLEU of up to four words (sacrebleu's 13a tokens; "none": between spaces), smoothed, in [0, 1]."""
     from sacrebleu import sentence_bleu
 
-    return in_unit(sentence_bleu(document, [reference]).score)
+    return in_unit(sentence_bleu(document, [reference], tokenize=tokenize).score)
 
 
 def character_bleu(document: str, reference: str) -> float:

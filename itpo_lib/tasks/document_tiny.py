@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sacrebleu import sentence_bleu
 
 from ..dialogue import Message
 from .base import Goal
+from .bleu import word_bleu
 from .slot_task import SlotTask, goal_picker, words_after
 from .slots import Noise, Slot
 
@@ -130,7 +130,8 @@ class TinyDocumentWriting(SlotTask):
 
     def outcome(self, goal: Goal, messages: Sequence[Message]) -> float:
         """Word-level BLEU, from 0 to 1, of what follows "draft" in the last turn; a colon does not count."""
-        return word_bleu([word for word in words_after(messages, "draft") if word != ":"], goal.answer)
+        draft = " ".join(word for word in words_after(messages, "draft") if word != ":")
+        return word_bleu(draft, goal.answer, tokenize="none")
 
     def answer_text(self, goal: Goal, told: dict[str, str], rng: np.random.Generator) -> str:
         values = self.known_or_guessed(goal, told, rng)
@@ -154,9 +155,3 @@ def document(values: Mapping[str, str]) -> str:
         thanks=LENGTHS[values["length"]],
         closing=closing,
     )
-
-
-def word_bleu(words: Sequence[str], truth: str) -> float:
-    """Sentence BLEU of up to 4 words, exponentially smoothed, in [0, 1]; 1 for the very same words."""
-    score = sentence_bleu(" ".join(words), [truth], tokenize="none").score
-    return min(1.0, max(0.0, score / 100))

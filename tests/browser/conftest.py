@@ -1,4 +1,5 @@
-"""A real JupyterLab on loopback, and notebooks opened in chromium. One server and one browser per session.
+"""A real JupyterLab on loopback, and notebooks opened in chromium. One server and one browser for the module:
+Playwright keeps an event loop running in its thread, which no other test may meet.
 
 Screenshots go to the folder in ITPO_SCREENSHOTS (default: a temporary one). Without chromium the tests
 skip, or fail where ITPO_REQUIRE_BROWSER=1 says that it has to be there.
@@ -47,7 +48,7 @@ def screenshots(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """Headless chromium."""
     executable = chromium()
@@ -59,7 +60,7 @@ def browser():
         running.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     """(address, folder) of a JupyterLab that keeps all its state in a temporary folder."""
     root = tmp_path_factory.mktemp("lab")

@@ -1,0 +1,80 @@
+"""What the command line prints: dialogues, tables of evaluations, of studies and of grades."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+console = Console()
+
+
+def show_dialogue(title: str, dialogue: dict[str, Any]) -> None:
+    """One dialogue as text."""
+    outcome = "failed" if dialogue["outcome"] is None else f"R = {dialogue['outcome']:.2f}"
+    console.print(f"\n[bold]{title} training[/] ({outcome})")
+    for message in dialogue["messages"]:
+        show_message(message["role"], message["content"])
+
+
+def show_message(role: str, text: str) -> None:
+    """One utterance; the system prompt is not shown."""
+    if role != "system":
+        style = "green" if role == "assistant" else "cyan"
+        console.print(f"  {role:>9}: {text}", style=style, markup=False, highlight=False)
+
+
+def show_table(columns: dict[str, dict[str, Any]], ceiling: float | None) -> None:
+    """Evaluations side by side."""
+    first = next(iter(columns.values()))
+    table = Table(title=f"{first['dialogues']} validation dialogues, mean [95% bootstrap interval]")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for key, label in (
+        ("success", "success rate"),
+        ("outcome", f"mean {first.get('outcome_name', 'outcome')}"),  # early versions did not write it
+        ("turns", "turns"),
+        ("words", "words"),
+    ):
+        cells = [f"{c[key]['mean']:.3f} \\[{c[key]['low']:.3f}, {c[key]['high']:.3f}]" for c in columns.values()]
+        table.add_row(label, *cells)
+    if any(c["failed"] for c in columns.values()):
+        table.add_row("failed dialogues", *(str(c["failed"]) for c in columns.values()))
+    if ceiling is not None:
+        table.add_row("of the ceiling", *(f"{c['outcome']['mean'] / ceiling:.0%}" for c in columns.values()))
+        table.caption = f"ceiling (scripted expert): {ceiling:.3f}"
+    console.print(table)
+
+
+def show_study(title: str, credits: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """One line per credit method, and its paired difference to the last one."""
+    from .evaluate import bootstrap_mean
+    from .study import area, paired, score
+
+    table = Table(title=f"{title}: share of the ceiling, mean and 95% interval over seeds")
+    for name in ("credit", "seeds", "final score", "area under the curve", f"minus {credits[-1]} (p)"):
+        table.add_column(name, justify="left" if name == "credit" else "right")
+    for name in credits:
+        own, last = ([r for r in rows if r["credit"] == c] for c in (name, credits[-1]))
+        means = [escape(str(bootstrap_mean([measure(r) for r in own]))) for measure in (score, area)]
+        gap, p = paired(own, last)
+        table.add_row(name, str(len(own)), *means, "" if own == last else f"{gap.mean:+.3f} ({p:.2f})")
+    console.print(table)
+
+
+def show_grades(records: Sequence[dict[str, Any]], out: Path) -> None:
+    """How many submissions ended how, and what held the students' code."""
+    table = Table("status", "submissions")
+    for status, n in Counter(record["status"] for record in records).most_common():
+        table.add_row(status, str(n))
+    console.print(table)
+    isolation = {tuple(record["isolation"]) for record in records if "isolation" in record}
+    for given in sorted(isolation):
+        console.print(f"Student code had: {'; '.join(given) or 'LIMITS ONLY, no isolation on this system'}")
+    console.print(f"Points: {out}/grades.csv   pages for students: {out}/feedback", markup=False, soft_wrap=True)
