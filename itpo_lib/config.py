@@ -57,6 +57,10 @@ class ITPOConfig(GRPOConfig):
     prm_mini_batch_size: int | None = field(default=None, metadata={"help": "Dialogues per PRM step; default: all"})
     prm_max_grad_norm: float = field(default=10.0, metadata={"help": "Gradient clip of the PRM"})
     prm_clip: float | None = field(default=None, metadata={"help": "Bound on |token reward|; default: none"})
+    prm_replay: int = field(
+        default=0, metadata={"help": "Older dialogues kept for the PRM; each update adds a batch of them (0: none)"}
+    )
+    prm_balanced: bool = field(default=False, metadata={"help": "Good and bad outcomes weigh alike in the PRM's loss"})
     critic_learning_rate: float = field(
         default=1e-3, metadata={"help": "Learning rate of the critic (PPO, credit value)"}
     )
@@ -93,6 +97,7 @@ class ITPOConfig(GRPOConfig):
             self.num_generations >= 2,
             f"num_generations must be >= 2 (a group of one has no baseline), got {self.num_generations}",
         )
+        require(self.prm_replay >= 0, f"prm_replay must be >= 0 dialogues, got {self.prm_replay}")
         require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
         shareless = self.credit not in GIVES_SHARES and self.baseline not in ("auto", "turn", "official")
         require(

@@ -38,6 +38,18 @@ def prm_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(scores, outcomes)
 
 
+def balanced_weights(outcomes: Tensor, valid: Tensor) -> Tensor:
+    """Weights (B,) under which outcomes 1 and 0 count alike: R/(2·mean R) + (1-R)/(2·(1-mean R)).
+
+    They sum to the number of rows in `valid` (B,). Where all outcomes are 0, or all are 1, each weighs 1.
+    """
+    counted = valid.float()
+    mean = (outcomes * counted).sum() / counted.sum().clamp(min=1)
+    mixed = (mean > 0) & (mean < 1)
+    weights = outcomes / (2 * mean) + (1 - outcomes) / (2 * (1 - mean))
+    return torch.where(mixed, weights, 1.0) * counted
+
+
 def prm_accuracy(scores: Tensor, outcomes: Tensor) -> float:
     """Share of dialogues on whose side of 1/2 the PRM and the outcome agree."""
     return float(((scores > 0) == (outcomes > 0.5)).float().mean()) if len(scores) else float("nan")
@@ -59,10 +71,11 @@ class ImplicitPRM:
         epochs: int = 1,
         clip: float | None = None,
         micro_batch: int | None = None,
+        balanced: bool = False,
     ):
         require(beta > 0, f"prm_beta must be > 0, got {beta}")
         self.model, self.beta, self.clip = model, beta, clip
-        self.mini_batch, self.epochs, self.micro_batch = mini_batch, epochs, micro_batch
+        self.mini_batch, self.epochs, self.micro_batch, self.balanced = mini_batch, epochs, micro_batch, balanced
         self.is_adapter = "prm" in getattr(model, "peft_config", {})
         with self._active():
             trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -98,11 +111,12 @@ class ImplicitPRM:
         """
         size, losses, fresh = self.mini_batch or len(batch), [], []
         targets = outcomes.nan_to_num(0.0)
+        weights = balanced_weights(targets, valid) if self.balanced else valid.float()
         with self._active():
             for epoch in range(self.epochs):
                 for start in range(0, len(batch), size):
                     rows = slice(start, start + size)
-                    scores, weight = self._scores(batch.rows(rows), ref_logprobs[rows]), valid[rows].float()
+                    scores, weight = self._scores(batch.rows(rows), ref_logprobs[rows]), weights[rows]
                     errors = torch.nn.functional.binary_cross_entropy_with_logits(
                         scores, targets[rows], reduction="none"
                     )

@@ -33,6 +33,7 @@ from .errors import ItpoError, require
 from .learning import Experience, token_advantages, turn_credit
 from .logprobs import token_logprobs
 from .prm import ImplicitPRM, prm_accuracy, reference
+from .replay import Judged, Replay, joined
 from .rollout import Episode, play
 from .tasks.base import Task
 from .true_credit import true_values
@@ -108,6 +109,7 @@ class ITPOTrainer(GRPOTrainer):
         self.frozen = None if frozen is None else frozen.to(self.accelerator.device)
         policy = self.accelerator.unwrap_model(self.model)
         self.prm = self._make_prm(policy) if args.needs_prm else None
+        self.replay = Replay(args.prm_replay) if args.needs_prm and args.prm_replay else None
         self.critic = self._make_critic(policy, "critic") if args.estimator == "ppo" else None
         self.value_model = self._make_critic(policy, "value") if args.credit == "value" else None
         self.dialogues: list[Dialogue] = []  # the newest batch, for callbacks and widgets
@@ -137,17 +139,20 @@ class ITPOTrainer(GRPOTrainer):
             epochs=args.prm_epochs,
             clip=args.prm_clip,
             micro_batch=args.micro_batch_size,
+            balanced=args.prm_balanced,
         )
 
     def _make_critic(self, policy: PreTrainedModel, name: str) -> Critic:
         """PPO's critic learns the returns of whatever credit; the value model of credit "value" learns outcomes."""
-        require(
-            not hasattr(policy, "peft_config"),
-            "estimator 'ppo' and credit 'value' with adapters need a critic adapter, which this version lacks; use "
-            "rloo or grpo, and another credit",
-        )
         args = self.args
-        return Critic(policy, args.critic_learning_rate, clip=args.critic_clip, epochs=args.critic_epochs, name=name)
+        return Critic(
+            policy,
+            args.critic_learning_rate,
+            clip=args.critic_clip,
+            epochs=args.critic_epochs,
+            name=name,
+            micro_batch=args.micro_batch_size,
+        )
 
     # -- rollout ---------------------------------------------------------------------------------
 
@@ -273,14 +278,24 @@ class ITPOTrainer(GRPOTrainer):
         began, rewards = time.perf_counter(), None
         if self.args.prm_order == "score_then_update":
             rewards = self.prm.rewards(batch, ref_logprobs)
+        lesson = self._with_older(Judged(batch, ref_logprobs, outcomes, valid))
         with torch.enable_grad():
-            loss, fresh_scores = self.prm.update(batch, ref_logprobs, outcomes, valid)
+            loss, scores = self.prm.update(lesson.batch, lesson.ref_logprobs, lesson.outcomes, lesson.valid)
+        fresh_scores = scores[: len(batch)]
         if rewards is None:
             rewards = self.prm.rewards(batch, ref_logprobs)
         self._log("prm/loss", loss)
         self._log("prm/accuracy", prm_accuracy(fresh_scores[valid], outcomes[valid]))
         self._log("time/prm", time.perf_counter() - began)
         return rewards
+
+    def _with_older(self, fresh: Judged) -> Judged:
+        """The fresh dialogues, and as many older ones where there is a replay (which now keeps the fresh ones)."""
+        if self.replay is None:
+            return fresh
+        older = self.replay.draw(len(fresh), seed=self.args.seed * 1_000_003 + self.state.global_step)
+        self.replay.add(fresh)
+        return fresh if older is None else joined(fresh, older)
 
     def _turn_weights(self, valid: Tensor) -> tuple[Tensor | None, Tensor]:
         """The judge's weight of each turn (B, K), and `valid` without the dialogues that it could not judge."""
@@ -362,7 +377,8 @@ class ITPOTrainer(GRPOTrainer):
     # -- checkpoints -----------------------------------------------------------------------------
 
     def _sidecars(self) -> list:
-        return [part.sidecar for part in (self.prm, self.critic, self.value_model) if part is not None]
+        models = [part.sidecar for part in (self.prm, self.critic, self.value_model) if part is not None]
+        return models if self.replay is None else [*models, self.replay]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

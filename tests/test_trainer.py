@@ -187,7 +187,7 @@ import sys
 from itpo_lib.run import RunSettings, train
 out, resume = sys.argv[1], sys.argv[2] == "resume"
 options = dict(max_steps=6, per_device_train_batch_size=8, num_generations=4, learning_rate=1e-3, save_steps=2,
-               estimator="ppo", num_iterations=2)
+               estimator="ppo", num_iterations=2, prm_replay=24, prm_balanced=True)
 train(RunSettings(out=out, device="cpu", eval_dialogues=4, options=options), resume=resume)
 """
 
