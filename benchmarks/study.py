@@ -19,6 +19,7 @@ from tqdm import tqdm
 from itpo_lib.credit import CREDITS
 from itpo_lib.study import grid, run_study, score
 
+BUDGET = {"max_steps": 48}  # of every run of the study and of the tuning
 TASKS = ("math_tutoring", "document_writing", "medical_recommendation")
 
 

@@ -3,8 +3,8 @@
     python benchmarks/tune.py --jobs 2
 
 Rule: every method gets four candidates (a learning rate, and its own knob where it has one), played on tiny math
-tutoring with RLOO and the tuning seeds 100 and 101; the highest mean final score wins and is used for every task and
-estimator. Rows go to benchmarks/results/tuning.jsonl, the winners to benchmarks/results/settings.json.
+tutoring with RLOO, the study's budget and the tuning seeds 100 and 101; the highest mean final score wins and is used
+for every task and estimator. Rows go to benchmarks/results/tuning.jsonl, the winners to benchmarks/results/settings.json.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import statistics
 from pathlib import Path
 
+from study import BUDGET
 from timing import print_table
 from tqdm import tqdm
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     choice = parser.parse_args()
     cells = [
-        Cell("math_tutoring", credit, seed=seed, options=options)
+        Cell("math_tutoring", credit, seed=seed, options={**BUDGET, **options})
         for seed, credit in itertools.product(TUNING_SEEDS, CREDITS)
         for options in candidates(credit)
     ]
@@ -56,7 +57,7 @@ def main() -> None:
     for credit in CREDITS:
         means = []
         for options in candidates(credit):
-            scores = [score(row) for row in rows if row["credit"] == credit and row["options"] == options]
+            scores = [score(row) for row in rows if row["credit"] == credit and row["options"] == {**BUDGET, **options}]
             means.append(statistics.mean(scores))
             lines.append({"credit": credit, "settings": json.dumps(options), "score": means[-1], "runs": len(scores)})
         winners[credit] = candidates(credit)[means.index(max(means))]

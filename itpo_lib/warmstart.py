@@ -19,7 +19,7 @@ from .dialogue import Dialogue, collate
 from .errors import require
 from .evaluate import evaluate
 from .logprobs import token_logprobs
-from .models import tiny_model, tiny_tokenizer
+from .models import load_policy, tiny_model, tiny_tokenizer
 from .tasks import Task, get_task, play_scripted
 
 
@@ -35,24 +35,36 @@ def novice_dialogues(task: Task, chat: ChatFormat, start: int, n: int) -> list[D
 
 
 def warmstart(
-    task_name: str, difficulty: str, out: Path, steps: int = 800, batch_size: int = 64, seed: int = 0
+    task_name: str,
+    difficulty: str,
+    out: Path,
+    steps: int = 800,
+    batch_size: int = 64,
+    seed: int = 0,
+    start: str | None = None,
 ) -> dict:
     """Train a tiny policy by imitation and save it in `out`; returns what was measured.
 
     `steps` optimiser steps on `batch_size` fresh dialogues each, half of them with everything revealed.
+    `start` names a difficulty of the same task whose shipped policy to go on from; default: new weights.
     """
     from tqdm.auto import tqdm
 
     hiding = get_task(task_name, difficulty=difficulty)
     revealed = get_task(task_name, difficulty=difficulty, revealed=True)
     chat = ChatFormat(tiny_tokenizer(hiding.vocabulary()))  # type: ignore[attr-defined]
-    model, began = tiny_model(chat.tokenizer, seed), time.process_time()  # type: ignore[arg-type]
+    began = time.process_time()
+    if start is None:
+        model = tiny_model(chat.tokenizer, seed)  # type: ignore[arg-type]
+    else:
+        model, known = load_policy("tiny", task_name, difficulty=start)
+        require(known.tokenizer.get_vocab() == chat.tokenizer.get_vocab(), f"{start} and {difficulty} differ in words")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
     half = batch_size // 2
     for step in tqdm(range(steps), desc=f"warm start {task_name}", unit="step"):
-        start = (seed * steps + step) * half
-        dialogues = novice_dialogues(hiding, chat, start, half) + novice_dialogues(revealed, chat, start, half)
+        first = (seed * steps + step) * half
+        dialogues = novice_dialogues(hiding, chat, first, half) + novice_dialogues(revealed, chat, first, half)
         batch = collate(dialogues, chat.pad_id)
         loss = -token_logprobs(model, batch).sum() / batch.assistant_mask.sum()
         optimizer.zero_grad()
@@ -64,6 +76,7 @@ def warmstart(
     report = {
         "task": task_name,
         "difficulty": difficulty,
+        "start": start,
         "steps": steps,
         "batch_size": batch_size,
         "seed": seed,
