@@ -1,8 +1,9 @@
 """The study: credit methods under each estimator, over seeds. Rows to benchmarks/results/, a table to the screen.
 
-    python benchmarks/study.py --tasks math_tutoring --difficulty stress --credits norm_itpo trajectory --seeds 0-4 --jobs 2
+    python benchmarks/study.py --tuned --estimators rloo grpo ppo --seeds 0-4 --probes 3 23 45 --jobs 2
 
-Each run is a fresh process with one thread. Finished runs are skipped, so Ctrl-C and the same command go on.
+`--tuned` takes each method's settings as benchmarks/tune.py chose them, and the budget of the study: 48 steps. Each
+run is a fresh process with one thread. Finished runs are skipped, so Ctrl-C and the same command go on.
 `make figures` builds the tables and figures of docs/study.md from the committed rows.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from timing import print_table
@@ -60,12 +62,16 @@ def main() -> None:
     parser.add_argument(
         "--probes", type=int, nargs="*", default=[], help="steps at which credit is compared with truth"
     )
+    parser.add_argument("--tuned", action="store_true", help="the settings that benchmarks/tune.py chose")
     parser.add_argument("--options", type=json.loads, default={}, help="fields of ITPOConfig, as JSON")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 1 for honest CPU seconds")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/study.jsonl"))
     choice = parser.parse_args()
     common = {"difficulty": choice.difficulty, "options": choice.options, "probes": tuple(choice.probes)}
     cells = grid(choice.tasks, choice.credits, choice.estimators, choice.seeds, **common)
+    if choice.tuned:
+        settings = json.loads((Path(__file__).parent / "results" / "settings.json").read_text())
+        cells = [replace(cell, options={**BUDGET, **settings[cell.credit], **cell.options}) for cell in cells]
     rows = list(tqdm(run_study(cells, choice.out, choice.jobs), total=len(cells), desc="study", unit="run"))
     print_table(f"Runs of {choice.out.name}", summary(rows))
 

@@ -3,8 +3,8 @@
     python benchmarks/tune.py --jobs 2
 
 Rule: every method gets four candidates (a learning rate, and its own knob where it has one), played on tiny math
-tutoring with RLOO, the study's budget and the tuning seeds 100 and 101; the highest mean final score wins and is used
-for every task and estimator. Rows go to benchmarks/results/tuning.jsonl, the winners to benchmarks/results/settings.json.
+tutoring with RLOO, the study's budget and the tuning seed 100, which the study does not use; the highest final score wins and is used for
+every task and estimator. Rows go to benchmarks/results/tuning.jsonl, the winners to benchmarks/results/settings.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from itpo_lib.credit import CREDITS
 from itpo_lib.study import Cell, run_study, score
 
 RESULTS = Path(__file__).parent / "results"
-TUNING_SEEDS = (100, 101)
+TUNING_SEEDS = (100,)  # more are better: one run of the tutor differs from the next by about 0.01
 OWN_KNOBS = {
     "norm_itpo": ("credit_temperature", (0.4, 2.0)),
     "itpo": ("prm_beta", (0.05, 0.3)),
