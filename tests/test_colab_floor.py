@@ -2,6 +2,7 @@
 
 A small environment is built once, with the old packages in front of this one's. It is kept in ITPO_CACHE (default:
 the user's cache). Where the registry cannot be reached the tests skip; with ITPO_REQUIRE_BROWSER=1 they fail.
+Notebooks 00 to 05 run there, too: about four minutes of CPU; ITPO_FLOOR_NOTEBOOKS=0 leaves them out.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import pytest
 
 OLD = {"ipywidgets": "7.7.1", "ipython": "7.34.0"}
 REQUIREMENTS = [f"{name}=={version}" for name, version in OLD.items()]
 BESIDE = ["ipykernel<7", "ipython-genutils"]  # what ipywidgets 7 needs of a kernel; its classic notebook is not wanted
+SILENCE = 600  # seconds without a sign of life; a training cell on a busy machine prints nothing for minutes
 REPO = Path(__file__).resolve().parent.parent
+BOOKS = sorted((REPO / "notebooks").glob("0[0-5]_*.ipynb"))
 
 
 def build(folder: Path) -> None:
@@ -81,7 +87,7 @@ class Kernel:
         published = []
         while True:
             try:
-                found = self.client.get_iopub_msg(timeout=120)
+                found = self.client.get_iopub_msg(timeout=SILENCE)
             except queue.Empty:
                 pytest.fail(f"the kernel never answered {kind}")
             if found["parent_header"].get("msg_id") != message["header"]["msg_id"]:
@@ -109,30 +115,36 @@ class Kernel:
         return state
 
 
-@pytest.fixture(scope="module")
-def kernel(floor_python, tmp_path_factory):
-    """A kernel of the old environment, with the widgets imported."""
+@contextmanager
+def running(python: Path, folder: Path) -> Iterator[Kernel]:
+    """A kernel of the old environment, started among the notebooks."""
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import KernelManager
 
-    specs = tmp_path_factory.mktemp("kernels")
-    command = [str(floor_python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (specs / "colab").mkdir()
-    (specs / "colab" / "kernel.json").write_text(
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "colab").mkdir()
+    (folder / "colab" / "kernel.json").write_text(
         json.dumps({"argv": command, "display_name": "Colab's floor", "language": "python"})
     )
-    manager = KernelManager(kernel_name="colab", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(specs)]))
-    manager.start_kernel(env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    manager = KernelManager(kernel_name="colab", kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(folder)]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    manager.start_kernel(env=environment, cwd=str(REPO / "notebooks"))
     client = manager.client()
     client.start_channels()
     try:
         client.wait_for_ready(timeout=120)
-        running = Kernel(client)
-        running.run("from itpo_lib.widgets import *\nfrom itpo_lib.tasks import get_task")
-        yield running
+        yield Kernel(client)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture(scope="module")
+def kernel(floor_python, tmp_path_factory):
+    """A kernel with the widgets imported."""
+    with running(floor_python, tmp_path_factory.mktemp("kernels")) as started:
+        started.run("from itpo_lib.widgets import *\nfrom itpo_lib.tasks import get_task")
+        yield started
 
 
 def show(kernel: Kernel, expression: str) -> tuple[str, dict, dict]:
@@ -201,6 +213,26 @@ def test_dashboard_follows_a_thread_and_stops(kernel):
     dashboard.start(work)
     """
     kernel.run("if True:" + script)
-    assert "stopping after this batch" in kernel.move(comm, press="stop")["status"]
+    status = kernel.move(comm, press="stop")["status"]
+    assert status.endswith(("stopping after this batch.", "stopped and saved.")), "the run may have ended meanwhile"
     (stream,) = [m for m in kernel.run("print(dashboard.wait(), dashboard.status)") if m["msg_type"] == "stream"]
     assert stream["content"]["text"].startswith("saved Step") and "stopped and saved" in stream["content"]["text"]
+
+
+# The notebooks
+
+
+def test_a_cell_that_raises_is_a_failure(kernel):
+    with pytest.raises(pytest.fail.Exception, match="ZeroDivisionError"):
+        kernel.run("1 / 0")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("ITPO_FLOOR_NOTEBOOKS") == "0", reason="switched off by ITPO_FLOOR_NOTEBOOKS=0")
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
+def test_notebook_runs(book, floor_python, tmp_path):
+    """Every code cell, top to bottom, in a kernel of its own; a cell that raises fails the test."""
+    with running(floor_python, tmp_path) as kernel:
+        for cell in nbformat.read(book, as_version=4).cells:
+            if cell.cell_type == "code":
+                kernel.run(cell.source)

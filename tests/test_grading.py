@@ -377,6 +377,15 @@ def test_a_solution_that_fails_its_own_tests_is_refused(tmp_path):
         grade(*places, jobs=1, limits=LIMITS)
 
 
+def test_a_solution_that_is_too_slow_says_what_to_change(tmp_path):
+    places = small_course(tmp_path)
+    slow = course.solution()
+    slow["cells"][2]["source"] = "def double(x):\n    while True: pass"
+    save(places[1] / "tiny.ipynb", slow)
+    with pytest.raises(ItpoError, match=r"never ends\?.*on a busy machine give more --cell-seconds"):
+        grade(*places, jobs=1, limits=LIMITS)
+
+
 @pytest.mark.parametrize(
     "change, says",
     [

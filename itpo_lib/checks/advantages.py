@@ -85,6 +85,12 @@ def _interleaved(r: Tensor, g: int) -> Tensor:
     return _others(turned, g).unflatten(0, (-1, g)).T.flatten()
 
 
+def _alone(r: Tensor, m: Tensor, g: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, K) where nobody else reaches turn k, and two baselines: the group's mean return, and the others' at turn k."""
+    others = m.unflatten(0, (-1, g)).sum(1).repeat_interleave(g, 0) - m.long()
+    return others == 0, _group(r.sum(1), g)[:, None], leave_one_out(reverse_cumsum(r), m, g)[0]
+
+
 def _official(r: Tensor, m: Tensor, g: int, means: Tensor) -> Tensor:
     return reverse_cumsum((r - _others(means, g)[:, None]) * m) * m
 
@@ -93,6 +99,15 @@ def _listed_bias(d: Dialogues, logits: Tensor, rewards: Tensor) -> Tensor:
     """By listing all groups of two, not by the closed form."""
     credit = _credit(rewards, d.mask)
     return expected_gradient(d, logits, credit, 2, "official") - expected_gradient(d, logits, credit, 2, None)
+
+
+def _grpo(r: Tensor, m: Tensor, g: int, added: float = 0.0, correction: int = 1) -> Tensor:
+    """GRPO, group by group, with another denominator."""
+    rows = []
+    for x, real in zip(r.split(g), m.split(g), strict=True):
+        std = x[real].std(correction=correction)
+        rows.append((x - x[real].mean()) / (std + added) * real if std > 1e-6 else 0 * x)
+    return reverse_cumsum(torch.cat(rows)) * m
 
 
 def _gae(r: Tensor, v: Tensor, ids: Tensor, gamma: float, lam: float) -> Tensor:
@@ -131,6 +146,9 @@ check_outcome_advantages = Check(
     {
         "turn k gets its own share alone; wanted is the return-to-go": lambda w, m, r, g: w * _edge(r, g),
         "you sum forwards; wanted is from turn k to the end": lambda w, m, r, g: w.cumsum(1) * _edge(r, g) * m,
+        "take b off the outcome before it is shared out, not off each return": lambda w, m, r, g: (
+            (reverse_cumsum(w) * r[:, None] - _others(r, g)[:, None]) * m
+        ),
         "your own outcome is in the baseline": lambda w, m, r, g: reverse_cumsum(w) * (r - _group(r, g))[:, None] * m,
         "there is no baseline": lambda w, m, r, g: reverse_cumsum(w) * r[:, None] * m,
     },
@@ -160,6 +178,9 @@ check_turn_advantages = Check(
         "where no other dialogue reaches turn k, compare with their whole returns": lambda r, m, g: (
             (reverse_cumsum(r) - leave_one_out(reverse_cumsum(r), m, g)[0]) * m
         ),
+        "where no other dialogue reaches turn k, your own return is in the mean": lambda r, m, g: (
+            (reverse_cumsum(r) - torch.where(*_alone(r, m, g))) * m
+        ),
         "you compare single turns; wanted is the return from turn k on": lambda r, m, g: (
             (r - leave_one_out(r, m, g)[0]) * m
         ),
@@ -176,6 +197,9 @@ check_official_advantages = Check(
             (reverse_cumsum(r) - _others(r.sum(1) / m.sum(1), g)[:, None]) * m
         ),
         "a row's mean is over its own turns, not all columns": lambda r, m, g: _official(r, m, g, r.mean(1)),
+        "turns that a dialogue does not have are charged, too": lambda r, m, g: (
+            reverse_cumsum(r - _others(r.sum(1) / m.sum(1), g)[:, None]) * m
+        ),
         "the baseline uses row sums; the released code takes means": lambda r, m, g: _official(r, m, g, r.sum(1)),
         "nothing is summed backwards": lambda r, m, g: (r - _others(r.sum(1) / m.sum(1), g)[:, None]) * m,
     },
@@ -210,6 +234,10 @@ check_grpo_advantages = Check(
         "nothing is summed backwards": lambda r, m, g: grpo(_credit(r, m), g, gamma=0.0),
         "each group has its own mean and spread; yours are the batch's": lambda r, m, g: grpo(_credit(r, m), len(r)),
         "you only centre: divide by the spread, too": lambda r, m, g: grpo(_credit(r, m), g, "none"),
+        "divide by the spread itself: with a constant added, small spreads count less": lambda r, m, g: _grpo(
+            r, m, g, 1e-4
+        ),
+        "the spread is the one with n - 1": lambda r, m, g: _grpo(r, m, g, correction=0),
         "columns without a turn are in mean and spread": lambda r, m, g: grpo(_credit(r, torch.ones_like(m)), g) * m,
     },
 )
@@ -221,6 +249,9 @@ check_gae = Check(
     {
         "user tokens are steps to you: γλ decays across them and their values leak in": _gae_over_all,
         "γλ decays across user tokens": lambda r, v, i, gamma, lam: _gae_over_all(r, v * (i > 0), i, gamma, lam),
+        "you begin anew with each turn; what comes in later turns counts, too": lambda r, v, i, gamma, lam: sum(
+            _gae(r, v, i * (i == k), gamma, lam) for k in range(1, int(i.max()) + 1)
+        ),
         "λ is ignored": lambda r, v, i, gamma, lam: _gae(r, v, i, gamma, 1.0),
         "γ is ignored": lambda r, v, i, gamma, lam: _gae(r, v, i, 1.0, lam),
         "these are one-step errors; add them up with the weights γλ": lambda r, v, i, gamma, lam: _gae(

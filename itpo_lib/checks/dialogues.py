@@ -56,6 +56,12 @@ def _padded(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(ids), torch.arange(width) < lengths[:, None]
 
 
+def _left(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Filled on the left: each row, and the result, turned round."""
+    ids, mask = _padded([row[::-1] for row in rows], pad_id)
+    return ids.flip(1), mask.flip(1)
+
+
 def _mean(values: Tensor, ids: Tensor) -> Tensor:
     return (values * (ids > 0)).sum() / (ids > 0).sum().clamp(min=1)
 
@@ -128,6 +134,7 @@ check_pad_batch = Check(
             _padded(rows, pad_id)[0],
             _padded(rows, pad_id)[0] != pad_id,
         ),
+        "you fill on the left; wanted is the right": _left,
         "the fill has to be `pad_id`": lambda rows, pad_id: (_padded(rows, 0)[0], _padded(rows, pad_id)[1]),
         "the mask marks the padding": lambda rows, pad_id: (_padded(rows, pad_id)[0], ~_padded(rows, pad_id)[1]),
         "you return the ids alone; wanted is a pair (ids, mask)": lambda rows, pad_id: _padded(rows, pad_id)[0],

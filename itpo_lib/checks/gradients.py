@@ -81,6 +81,9 @@ check_returns_to_go = Check(
         "you sum forwards; turn k counts what follows it": lambda r, g: r.cumsum(1),
         "off by one turn: a turn's return includes its own reward": lambda r, g: reverse_cumsum(r, g) - r,
         "the discount is ignored": lambda r, g: reverse_cumsum(r),
+        "you discount from the dialogue's start; a turn's own reward counts in full": lambda r, g: reverse_cumsum(
+            r * g ** torch.arange(r.shape[1])
+        ),
         "every turn gets the whole return": lambda r, g: r.sum(1, keepdim=True).expand(r.shape),
     },
 )
@@ -102,6 +105,9 @@ check_exact_gradient = Check(
     _bandit,
     {
         "weigh each action by how often the policy takes it": lambda x, r: r - (x.softmax(-1) * r).sum(),
+        "each action counts alike; an expectation weighs it by its probability": lambda x, r: (
+            r - x.softmax(-1) * r.sum()
+        ),
         "a gain for one logit is a loss for the others: the entries add up to 0": lambda x, r: x.softmax(-1) * r,
         "compare with the policy's own mean reward, not the plain one": lambda x, r: x.softmax(-1) * (r - r.mean()),
     },

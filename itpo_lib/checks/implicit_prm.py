@@ -122,6 +122,7 @@ check_exact_kl = Check(
         "weigh each token by how often the policy says it": lambda p, q: (p.log_softmax(-1) - q.log_softmax(-1)).mean(
             -1
         ),
+        "the weights make a mean already: sum over the vocabulary": lambda p, q: _kl(p, q) / p.shape[-1],
         "this is the cross-entropy: the policy's own entropy is missing": lambda p, q: (
             -(p.softmax(-1) * q.log_softmax(-1)).sum(-1)
         ),

@@ -116,8 +116,11 @@ def _user_behaviour(answer: Callable[..., Any], facts: dict, keywords: dict) -> 
         asked = SCRIPT[:1] * 60
         unsure = [text == "i am not sure ." for seed in range(10) for text, _ in replies(0.3, seed, asked)]
         return {
-            "with vague=0 it replies": replies(0.0, 0, SCRIPT),
-            "with vague=1 it replies": replies(1.0, 0, SCRIPT),
+            **{
+                f"with vague={vague} it is told {text!r}": (said, done) if done else said
+                for vague in (0, 1)
+                for text, (said, done) in zip(SCRIPT, replies(float(vague), 0, SCRIPT), strict=True)
+            },
             "the same seed gives the same replies": replies(0.5, 3, asked) == replies(0.5, 3, asked),
             "another seed gives other replies": replies(0.5, 3, asked) != replies(0.5, 4, asked),
             "two users do not disturb each other": replies(0.5, 3, asked, beside=4) == replies(0.5, 3, asked),
@@ -147,6 +150,10 @@ def _prompt_safety(answer: Callable[..., Any], rubric: str, dialogue: Messages) 
         "two messages: a system message with instructions, a user message with the dialogue": (role, data_role)
         == ("system", "user"),
         "the rubric stands in the system message": rubric in system,
+        "the system message says more than the rubric: what the next message is": len(
+            system.replace(rubric, "").split()
+        )
+        > 3,
         "no word of the dialogue gets into the system message": not any(m["content"] in system for m in dialogue),
         'the second message is JSON and nothing else, {"dialogue": [...]}': isinstance(parsed, dict),
         "whoever reads the JSON gets the messages back as they were": parsed == {"dialogue": dialogue},

@@ -78,6 +78,9 @@ check_priced_rewards = Check(
         "the price is paid out instead of charged: sign": lambda r, i, price: r + price * _lengths(r, i),
         "you charge once per turn; the price is per token": lambda r, i, price: r - price * (_lengths(r, i) > 0),
         "user tokens are charged too": lambda r, i, price: r - price * _lengths(r, _read_on(i)),
+        "each turn is charged for all of the dialogue's tokens": lambda r, i, price: (
+            r - price * (i > 0).sum(1, keepdim=True)
+        ),
         "each turn pays for the turns before it, too": lambda r, i, price: r - price * _lengths(r, i).cumsum(1),
     },
 )

@@ -131,7 +131,10 @@ class Assignment:
             f"{t['id']}: {t['message']}" for e in record.get("exercises", ()) for t in e["tests"] if t["message"]
         ]
         if record["status"] == "failed" or messages:
-            raise ItpoError(f"the solution {self.name!r} fails its own tests: {'; '.join(messages or record['notes'])}")
+            said = "; ".join(messages or record["notes"])
+            if "no result in time" in said:
+                said += ". Limits count wall time: on a busy machine give more --cell-seconds"
+            raise ItpoError(f"the solution {self.name!r} fails its own tests: {said}")
 
     def finish(self, record: Record, out: Path) -> None:
         """Judge a new record's cells, and save what came out."""

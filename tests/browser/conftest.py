@@ -121,6 +121,7 @@ class Notebook:
         self.page.on("console", self._listen)
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
         self.page.on("dialog", lambda dialog: (self.complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        self.page.on("request", lambda request: self._same_origin(request.url, address))
         self.page.set_default_timeout(20_000)
         self.page.goto(f"{address}/doc/tree/{name}.ipynb", wait_until="domcontentloaded")
         wait_for(lambda: self._kernel_idle(address), RUN_SECONDS)
@@ -135,6 +136,11 @@ class Notebook:
     def _listen(self, message) -> None:
         if message.type == "error":
             self.complaints.append(message.text)
+
+    def _same_origin(self, url: str, address: str) -> None:
+        """No CDN, nothing from anywhere but the server: the widgets have to work offline."""
+        if not url.startswith((f"{address}/", f"{address.replace('http', 'ws', 1)}/", "data:", "blob:")):
+            self.complaints.append(f"asked for {url}")
 
     def theme(self, name: str) -> None:
         """Switch JupyterLab to "Light" or "Dark"."""

@@ -40,6 +40,19 @@ def assert_accessible(book) -> None:
         assert not [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found], theme
 
 
+def assert_focus_is_seen(page) -> None:
+    """Tab reaches every control that is not switched off, in order, and each then has the outline of three pixels."""
+    controls = page.locator(".itpo-controls").locator("input, select, button")
+    wanted = controls.evaluate_all("found => found.filter(c => !c.disabled).map(c => c.name)")
+    reached = []
+    page.locator(".itpo-controls").locator("input:enabled, select:enabled, button:enabled").first.focus()
+    for _ in wanted:
+        look = "() => [document.activeElement.name, getComputedStyle(document.activeElement).outlineWidth]"
+        reached.append(tuple(page.evaluate(look)))
+        page.keyboard.press("Tab")
+    assert reached == [(name, "3px") for name in wanted]
+
+
 def test_turn_inspector(notebook):
     book = notebook("inspector", INSPECTOR)
     page = book.page
@@ -83,6 +96,7 @@ def test_turn_inspector(notebook):
     page.keyboard.press("ArrowDown")  # from "all" to "failures"
     expect(status).to_contain_text("Dialogue 3,")
     expect(page.get_by_role("combobox", name="Dialogue", exact=True).locator("option")).to_have_count(12)
+    assert_focus_is_seen(page)
     assert_accessible(book)
 
 
@@ -91,9 +105,12 @@ def test_credit_explorer(notebook):
     page = book.page
     status, view = page.get_by_role("status"), page.locator(".itpo-view")
     load = page.get_by_role("button", name="Load: All succeed alike")
-    load.press("Enter")
-    expect(load).to_have_css("outline-width", "3px")  # focus is visible
     page.get_by_label("Baseline of RLOO").select_option("official")
+    load.press("Enter")
+    expect(status).to_contain_text("A +0.64, B −0.06, C −0.75, D −1.44")
+    page.get_by_role("button", name="Load: Asking pays").click()
+    expect(status).not_to_contain_text("A +0.64")
+    load.click()
     expect(status).to_contain_text("A +0.64, B −0.06, C −0.75, D −1.44")  # long dialogues are punished
     for theme in ("Light", "Dark"):
         book.theme(theme)
@@ -115,6 +132,7 @@ def test_credit_explorer(notebook):
     expect(view.get_by_role("alert")).to_contain_text("gives none; use baseline 'turn' or 'official'")
     page.get_by_label("Baseline of RLOO").select_option("turn")
     expect(view.get_by_role("alert")).to_have_count(0)
+    assert_focus_is_seen(page)
     assert_accessible(book)
 
 
@@ -192,7 +210,8 @@ dashboard
 
 
 def test_training_dashboard(notebook, lab):
-    book = notebook("dashboard", DASHBOARD, "dashboard.start(trainer.train)", "print('free', 6 * 7)")
+    twice = "dashboard.start(lambda: [trainer.train() for _ in range(2)])"  # the second run is stopped by mouse
+    book = notebook("dashboard", DASHBOARD, twice, "print('free', 6 * 7)")
     page, status = book.page, book.page.get_by_role("status")
     stop = page.get_by_role("button", name="Stop and save")
     expect(status).to_contain_text(
@@ -201,9 +220,13 @@ def test_training_dashboard(notebook, lab):
     expect(page.locator(".itpo-view .bubble").first).to_be_visible()
     expect(page.get_by_text("free 42")).to_be_visible()  # other cells run meanwhile
     stop.press("Enter")
+    expect(status).to_contain_text("Step 0 of 120: running", timeout=60_000)
+    saved = list((lab[1] / "run").glob("checkpoint-*/model.safetensors"))
+    assert len(saved) == 1 and int(saved[0].parent.name.partition("-")[2]) >= 12
+    expect(status).to_contain_text(re.compile(r"Step [1-9]\d* of 120, success 0\.\d\d: running"), timeout=120_000)
+    stop.click()
     expect(status).to_contain_text("stopped and saved", timeout=60_000)
     expect(stop).to_be_disabled()
-    assert list((lab[1] / "run").glob("checkpoint-*/model.safetensors"))
     for theme in ("Light", "Dark"):
         book.theme(theme)
         book.picture(f"dashboard-{theme.lower()}")

@@ -101,7 +101,7 @@ WRONG = {
     "pad_batch": {
         "mask from ids | off the ids": lambda rows, p: pad_by_hand(rows, p, mask_from_ids=True),
         "fills with 0 | fill": lambda rows, p: pad_by_hand(rows, p, fill=0),
-        "left": lambda rows, p: pad_by_hand(rows, p, left=True),
+        "left | on the left": lambda rows, p: pad_by_hand(rows, p, left=True),
         "cuts to the shortest": lambda rows, p: pad_by_hand(rows, p, cut=True),
         "one token of padding counts": lambda rows, p: pad_by_hand(rows, p, off=1),
         "no mask | pair": lambda rows, p: pad_by_hand(rows, p)[0],

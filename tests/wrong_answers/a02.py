@@ -58,7 +58,9 @@ WRONG = {
         "without its own | own reward": lambda r, g: returns(r, g, own=False),
         "no discount | ignored": lambda r, g: returns(r, 1.0),
         "whole return | whole return": lambda r, g: r.sum(1, keepdim=True).expand_as(r),
-        "discounted from the start": lambda r, g: (r * g ** torch.arange(r.shape[1])).flip(1).cumsum(1).flip(1),
+        "discounted from the start | from the dialogue's start": lambda r, g: (
+            (r * g ** torch.arange(r.shape[1])).flip(1).cumsum(1).flip(1)
+        ),
         "over the batch": lambda r, g: returns(r.T, g).T,
         "identity": lambda r, g: r,
         "sign | sign": lambda r, g: -returns(r, g),
@@ -80,6 +82,9 @@ WRONG = {
         "nothing subtracted | add up to 0": lambda x, r: x.softmax(0) * r,
         "plain mean | own mean": lambda x, r: x.softmax(0) * (r - r.mean()),
         "sign | sign": lambda x, r: -gradient_by_autograd(x, r),
+        "a plain sum over actions | counts alike": lambda x, r: sum(
+            r[a] * (torch.eye(len(x))[a] - x.softmax(0)) for a in range(len(x))
+        ),
         "sampled": gradient_by_sampling,
         "log-probs as weights": lambda x, r: x.log_softmax(0) * (r - (x.softmax(0) * r).sum()),
         "the value": lambda x, r: (x.softmax(0) * r).sum(),

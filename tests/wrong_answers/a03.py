@@ -80,6 +80,7 @@ WRONG = {
         "sign | sign": lambda p, q: -kl(p, q),
         "plain mean | often": lambda p, q: (p.log_softmax(-1) - q.log_softmax(-1)).mean(-1),
         "cross-entropy | cross-entropy": lambda p, q: -(p.softmax(-1) * q.log_softmax(-1)).sum(-1),
+        "mean over the vocabulary | a mean already": lambda p, q: kl(p, q) / p.shape[1],
         "one number": lambda p, q: kl(p, q).sum(),
         "weighed by the reference": lambda p, q: kl(p, q, q.softmax(-1)),
         "logits as log-probs": lambda p, q: (p.softmax(-1) * (p - q)).sum(-1),

@@ -133,7 +133,7 @@ WRONG = {
         "sign | paid out": lambda r, i, p: priced(r, i, p, sign=1.0),
         "once per turn | per token": lambda r, i, p: priced(r, i, p, per_token=False),
         "user tokens | user tokens": lambda r, i, p: priced(r, i, p, user=True),
-        "every turn pays all": lambda r, i, p: priced(r, i, p, all_turns=True),
+        "every turn pays all | all of the dialogue's": lambda r, i, p: priced(r, i, p, all_turns=True),
         "identity": lambda r, i, p: r,
         "in place | in place": accumulate,
         "price squared": lambda r, i, p: priced(r, i, p * p),

@@ -41,6 +41,8 @@ def turn(r, m, g, own=False, reach=True, fallback="whole", go=True):
                 b = sum(there) / len(there)
             elif fallback == "whole":
                 b = sum(returns[j, 0] for j in mates) / len(mates)
+            elif fallback == "group":
+                b = returns[start : start + g, 0].mean()
             else:
                 b = 0.0
             out[i, k] = returns[i, k] - b
@@ -75,7 +77,7 @@ def bias(d, logits, rewards, sign=-1.0, mean=True, weigh=True, of="turns"):
     return sign * price * d.gradient(logits, d.n_turns if of == "turns" else d.outcomes)
 
 
-def grpo(r, m, g, eps=1e-6, ddof=1, go=True, scale=True, padded=False, batch=False, guard=True):
+def grpo(r, m, g, eps=1e-6, ddof=1, go=True, scale=True, padded=False, batch=False, guard=True, added=0.0):
     out = torch.zeros_like(r)
     size = len(r) if batch else g
     for i in range(0, len(r), size):
@@ -83,7 +85,7 @@ def grpo(r, m, g, eps=1e-6, ddof=1, go=True, scale=True, padded=False, batch=Fal
         x = r[rows].flatten() if padded else r[rows][m[rows]]
         std = x.std(correction=ddof) if scale else torch.tensor(1.0)
         if not guard or std > eps:
-            out[rows] = (r[rows] - x.mean()) / std * m[rows]
+            out[rows] = (r[rows] - x.mean()) / (std + added) * m[rows]
     return (to_go(out) if go else out) * m
 
 
@@ -131,6 +133,9 @@ WRONG = {
         "own included | baseline": lambda *a: outcome(*a, own=True),
         "no baseline | no baseline": lambda *a: outcome(*a, b=0.0),
         "sign | sign": lambda *a: -outcome(*a),
+        "baseline off each return | off each return": lambda w, m, r, g: (
+            (to_go(w) * r[:, None] - others(r, g)[:, None]) * m
+        ),
         "no mask": lambda w, m, r, g: (r - others(r, g))[:, None].expand_as(w),
         "whole batch's mean": lambda w, m, r, g: outcome(w, m, r, g, b=r.mean()),
         "zeros | 0 everywhere": lambda w, m, r, g: torch.zeros_like(w),
@@ -149,6 +154,7 @@ WRONG = {
         "absent ones count as 0 | count as 0": lambda *a: turn(*a, reach=False),
         "no fallback | no other dialogue": lambda *a: turn(*a, fallback="zero"),
         "own included": lambda *a: turn(*a, own=True),
+        "own included where alone | your own return": lambda *a: turn(*a, fallback="group"),
         "single turns": lambda *a: turn(*a, go=False),
         "no baseline | no baseline": lambda r, m, g: to_go(r) * m,
         "official": official,
@@ -163,7 +169,9 @@ WRONG = {
         "no sum backwards | summed backwards": lambda *a: official(*a, go=False),
         "own included": lambda *a: official(*a, own=True),
         "turn": turn,
-        "charges missing turns": lambda r, m, g: to_go(r - others((r * m).sum(1) / m.sum(1), g)[:, None]) * m,
+        "charges missing turns | does not have": lambda r, m, g: (
+            to_go(r - others((r * m).sum(1) / m.sum(1), g)[:, None]) * m
+        ),
         "sign | sign": lambda *a: -official(*a),
     },
     "official_bias": {
@@ -183,9 +191,10 @@ WRONG = {
         "whole batch | batch's": lambda *a: grpo(*a, batch=True),
         "only centred | centre": lambda *a: grpo(*a, scale=False),
         "padding counts": lambda *a: grpo(*a, padded=True),
+        "TRL's 1e-4 added to the spread | constant added": lambda *a: grpo(*a, added=1e-4),
         "no guard": lambda *a: grpo(*a, guard=False),
         "guard at 0 alone": lambda *a: grpo(*a, eps=0.0),
-        "population std": lambda *a: grpo(*a, ddof=0),
+        "population std | n - 1": lambda *a: grpo(*a, ddof=0),
         "outcomes normalised, not turns": lambda r, m, g: (
             ((r * m).sum(1).reshape(-1, g) - (r * m).sum(1).reshape(-1, g).mean(1, keepdim=True)).flatten()[:, None] * m
         ),
@@ -198,6 +207,9 @@ WRONG = {
         "no γ | γ": lambda r, v, i, gamma, lam: gae(r, v, i, 1.0, lam),
         "one step | one-step": lambda r, v, i, gamma, lam: gae(r, v, i, gamma, 0.0),
         "targets | values": lambda r, v, i, gamma, lam: gae(r, v, i, gamma, lam) + v * (i > 0),
+        "anew with each turn | begin anew": lambda r, v, i, gamma, lam: sum(
+            gae(r, v, i * (i == k), gamma, lam) for k in range(1, int(i.max()) + 1)
+        ),
         "value after the end": lambda *a: gae(*a, bootstrap=1.0),
         "user tokens get one too": lambda r, v, i, gamma, lam: gae(r, v, torch.ones_like(i), gamma, lam),
         "sign | sign": lambda *a: -gae(*a),

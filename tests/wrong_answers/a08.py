@@ -273,7 +273,7 @@ def only(world, *names):
 
 WRONG = {
     "noisy_user": {
-        "parts of words | vague=0": Substring,
+        "parts of words | mankind": Substring,
         "last fact first | vague=0": Backwards,
         "never ends | vague=0": NeverDone,
         "global random state | disturb": GlobalSeed,
@@ -304,6 +304,7 @@ WRONG = {
             {"role": "user", "content": "Dialogue: " + prompt(r, d)[1]["content"]},
         ],
         "one message | two messages": lambda r, d: [{"role": "system", "content": r + json.dumps({"dialogue": d})}],
+        "the rubric alone | says more": lambda r, d: [{"role": "system", "content": r}, prompt(r, d)[1]],
         "cleaned text | as they were": lambda r, d: prompt(
             r, [{**m, "content": m["content"].replace("SYSTEM", "")[:20]} for m in d]
         ),
