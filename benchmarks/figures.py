@@ -3,7 +3,7 @@
     python benchmarks/figures.py            # write them        (make figures)
     python benchmarks/figures.py --check    # say what differs from the rows, and exit with 1 if anything does
 
-Tables go between `<!-- rows: NAME -->` and `<!-- end -->` in README.md and docs/study.md; figures to
+Tables go between `<!-- rows: NAME -->` and `<!-- end -->` in README.md, docs/study.md and docs/tasks/; figures to
 docs/pictures/. Text in the figures stays text, so they do not depend on the fonts of the machine.
 """
 
@@ -11,48 +11,26 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import re
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from variants import VARIANTS, variant_of
 
-from itpo_lib.diagnostic_plots import BELOW, GREY, MARKERS
-from itpo_lib.evaluate import bootstrap_mean
-from itpo_lib.plots import COLOURS, STYLE, smooth
-from itpo_lib.study import area, paired, read_rows, score, steps_to, wins
+from itpo_lib.evaluate import Estimate, bootstrap_mean, paired_gain
+from itpo_lib.plots import STYLE, smooth
+from itpo_lib.study import area, read_rows, score, wins
+from itpo_lib.study_plots import curve_figure, look, probes_by_step, score_figure
+from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, score_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "pictures"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "study.md", *sorted((ROOT / "docs" / "tasks").glob("*.md")))
 BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.S)
-TITLES = {
-    "math_tutoring": "math tutoring",
-    "document_writing": "document writing",
-    "medical_recommendation": "medical recommendation",
-}
-Rows = Sequence[dict[str, Any]]
-
-
-def grouped(rows: Rows, *names: str) -> dict[tuple, list[dict[str, Any]]]:
-    """Rows by the values of some fields, in order of first appearance, seeds ascending."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: r["seed"]):
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return groups
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the rest numbers."""
-    ruler = ["---"] + ["---:"] * (len(header) - 1)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ruler, *lines))
-
 
 # Tables
 
@@ -88,33 +66,6 @@ def tuning_table(rows: Rows) -> str:
     return markdown(["credit", "settings", "score, one number a seed"], lines)
 
 
-def score_table(rows: Rows) -> str:
-    """Final score, area and speed of each method, and its paired difference to the trajectory share."""
-    lines = []
-    for (task, estimator), cell in grouped(rows, "task", "estimator").items():
-        methods = {credit: runs for (credit,), runs in grouped(cell, "credit").items()}
-        plain = methods.get("trajectory", [])
-        for credit, runs in sorted(methods.items(), key=lambda item: -statistics.mean(map(score, item[1]))):
-            reached = [steps_to(r) for r in runs]
-            speed = f"{statistics.median(reached):.0f}" if np.isfinite(statistics.median(reached)) else "never"
-            gap = "" if credit == "trajectory" or not common_seeds(runs, plain) else gap_cell(runs, plain)
-            means = [str(bootstrap_mean([measure(r) for r in runs])) for measure in (score, area)]
-            lines.append([f"{TITLES[task]}, {estimator}", credit, str(len(runs)), *means, speed, gap])
-    header = ["task, estimator", "credit", "seeds", "final score", "area", "steps to 80%", "minus trajectory (p)"]
-    return markdown(header, lines)
-
-
-def common_seeds(rows: Rows, others: Rows) -> set[int]:
-    """Seeds that both have run."""
-    return {r["seed"] for r in rows} & {r["seed"] for r in others}
-
-
-def gap_cell(rows: Rows, others: Rows) -> str:
-    """A paired difference with its interval and p-value."""
-    gap, p = paired(rows, others)
-    return f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] ({p:.2f})"
-
-
 def win_table(rows: Rows) -> str:
     """How often the method of the row beats that of the column: same task, estimator and seed."""
     credits = sorted({r["credit"] for r in rows})
@@ -138,58 +89,60 @@ def truth_table(rows: Rows) -> str:
     return markdown(["task", "credit", "step", "best turn (chance)", "worst turn (chance)", "τ within"], lines)
 
 
-def probes_by_step(runs: Rows) -> dict[int, list[dict[str, float]]]:
-    """All seeds' probes of one method, by training step."""
-    found: dict[int, list[dict[str, float]]] = {}
-    for probe in itertools.chain.from_iterable(r["truth"] for r in runs):
-        found.setdefault(probe["step"], []).append(probe)
-    return dict(sorted(found.items()))
+def variants_table(rows: Rows) -> str:
+    """Baselines and ways to train the PRM, in the order of benchmarks/variants.py."""
+    named = {name: [r for r in rows if variant_of(r) == name] for name in VARIANTS}
+    lines = [
+        [name, " ".join(f"{score(r):.3f}" for r in runs), *(str(bootstrap_mean(values)) for values in measured)]
+        for name, runs in named.items()
+        if runs
+        for measured in [([area(r) for r in runs], [r["turns"] for r in runs])]
+    ]
+    return markdown(["variant", "end, one number a seed", "area", "turns at the end"], lines)
+
+
+STAGES = {  # of benchmarks/text_learning.py; each with the stage that its gain is measured against
+    "as_it_comes": ("as it comes", None),
+    "warm_start": ("warm start", "as_it_comes"),
+    "informed": ("warm start, nothing hidden", None),
+    "norm_itpo": ("Norm-ITPO with RLOO", "warm_start"),
+}
+
+
+def text_tables(rows: Rows) -> dict[str, str]:
+    """SmolLM2 at text scale, a table for each task: what each stage of learning reached."""
+    tables = {}
+    for (task,), cell in grouped(rows, "task").items():
+        found, lines = {(row["stage"], row["seed"]): row for row in cell}, []
+        for stage, (title, base) in STAGES.items():
+            for row in [r for r in cell if r["stage"] == stage]:
+                means = [Estimate(**row["evaluation"][name]) for name in ("outcome", "success", "turns")]
+                earlier = found.get((base, row["seed"]))
+                gain = "" if earlier is None else str(paired_gain(earlier["outcomes"], row["outcomes"]))
+                seconds = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
+                lines.append([title, *map(str, means), gain, seconds])
+        name = cell[0]["evaluation"]["outcome_name"]
+        tables[f"text_{task}"] = markdown(["SmolLM2-135M", name, "success", "turns", "gain", "CPU s, training"], lines)
+    return tables
 
 
 # Figures
 
 
-def score_figure(rows: Rows) -> Figure:
-    """Final scores, one panel per task: every seed a dot, mean and 95% interval beside it."""
-    tasks = {task: cell for (task,), cell in grouped(rows, "task").items()}
-    credits = sorted({r["credit"] for r in rows})
-    estimators = sorted({r["estimator"] for r in rows})
-    with plt.rc_context({**STYLE, "figure.figsize": (10, 1.6 + 0.5 * len(credits))}):
-        figure, axes = plt.subplots(1, len(tasks), layout="constrained", sharey=True, squeeze=False)
-        for axis, (task, cell) in zip(axes[0], tasks.items(), strict=True):
-            for i, estimator in enumerate(estimators):
-                for y, credit in enumerate(credits):
-                    scores = [score(r) for r in cell if (r["credit"], r["estimator"]) == (credit, estimator)]
-                    if scores:
-                        place, mean = y + 0.25 * (i - (len(estimators) - 1) / 2), bootstrap_mean(scores)
-                        axis.plot(scores, [place] * len(scores), ".", color=COLOURS[i], alpha=0.4)
-                        axis.plot([mean.low, mean.high], [place, place], color=COLOURS[i])
-                        axis.plot(mean.mean, place, MARKERS[i], color=COLOURS[i], label=estimator)
-            axis.set(title=TITLES[task], xlabel="share of the ceiling", yticks=range(len(credits)))
-            axis.set_yticklabels(credits)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        figure.legend(unique.values(), unique.keys(), ncols=len(unique), **BELOW)
-    return figure
-
-
-def curve_figure(rows: Rows) -> Figure:
-    """Learning curves with RLOO: the mean over seeds, smoothed over three batches, and the range of the seeds."""
-    tasks = {task: cell for (task,), cell in grouped([r for r in rows if r["estimator"] == "rloo"], "task").items()}
-    credits = sorted({r["credit"] for r in rows})
-    looks = {credit: (COLOURS[i % 7], MARKERS[i % 7]) for i, credit in enumerate(credits)}
-    with plt.rc_context({**STYLE, "figure.figsize": (10, 4)}):
-        figure, axes = plt.subplots(1, len(tasks), layout="constrained", sharey=True, squeeze=False)
-        for axis, (task, cell) in zip(axes[0], tasks.items(), strict=True):
-            for (credit,), runs in grouped(cell, "credit").items():
-                lines = np.array([smooth(r["curve"]["outcome"], 3) / r["ceiling"] for r in runs])
-                steps, (colour, marker) = runs[0]["curve"]["step"], looks[credit]
-                axis.fill_between(steps, lines.min(0), lines.max(0), color=colour, alpha=0.12, linewidth=0)
-                axis.plot(steps, lines.mean(0), color=colour, marker=marker, markevery=8, markersize=5, label=credit)
-            axis.axhline(1, color=GREY, linestyle="--", linewidth=1)
-            axis.set(title=TITLES[task], xlabel="training step", ylim=(0, 1.05))
-        axes[0, 0].set_ylabel("outcome / ceiling")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=4, **BELOW)
+def length_figure(rows: Rows) -> Figure:
+    """Turns over training under each baseline, and of raw ITPO: mean over seeds, with the range of the seeds."""
+    shown = [name for name in VARIANTS if name.startswith("baseline") or name in ("trajectory share", "raw ITPO")]
+    with plt.rc_context({**STYLE, "figure.figsize": (9, 4.2)}):
+        figure, axis = plt.subplots(layout="constrained")
+        for i, name in enumerate(shown):
+            lines = np.array([smooth(r["curve"]["turns"], 3) for r in rows if variant_of(r) == name])
+            if len(lines):
+                steps = next(r["curve"]["step"] for r in rows if variant_of(r) == name)
+                axis.fill_between(steps, lines.min(0), lines.max(0), color=look(i)["color"], alpha=0.12, linewidth=0)
+                axis.plot(steps, lines.mean(0), label=name, markevery=4, markersize=5, **look(i))
+        axis.set(xlabel="training step", ylabel="assistant turns", ylim=(0, 6.2))
+        axis.axhline(6, color="grey", linestyle="--", linewidth=1)
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
@@ -207,8 +160,10 @@ def svg(figure: Figure) -> str:
 
 def products() -> dict[Path, str]:
     """Every file that is built, with its contents; files whose rows do not exist yet are left as they are."""
-    bar, tuning, study = (read_rows(RESULTS / f"{name}.jsonl") for name in ("bar", "tuning", "study"))
+    names = ("bar", "tuning", "study", "variants")
+    bar, tuning, study, variants = (read_rows(RESULTS / f"{name}.jsonl") for name in names)
     tables = {"bar": bar_table(bar)} if bar else {}
+    tables |= text_tables(read_rows(RESULTS / "text_learning.jsonl"))
     built: dict[Path, str] = {}
     if tuning:
         tables["tuning"] = tuning_table(tuning)
@@ -218,6 +173,9 @@ def products() -> dict[Path, str]:
             PICTURES / "study_scores.svg": svg(score_figure(study)),
             PICTURES / "study_curves.svg": svg(curve_figure(study)),
         }
+    if variants:
+        tables["variants"] = variants_table(variants)
+        built[PICTURES / "study_lengths.svg"] = svg(length_figure(variants))
     fill = lambda match: f"{match[1]}{tables[match[2]]}{match[3]}" if match[2] in tables else match[0]  # noqa: E731
     return {**built, **{page: BLOCK.sub(fill, page.read_text()) for page in PAGES if page.exists()}}
 
