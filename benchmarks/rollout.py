@@ -48,7 +48,7 @@ def cached(model: PreTrainedModel, prompts: list[list[int]], user: list[int], tu
 @torch.no_grad()
 def reprefill(model: PreTrainedModel, prompts: list[list[int]], user: list[int], turns: int, new: int) -> None:
     """`generate` on the whole transcript at every turn (equal lengths: no padding to pay for)."""
-    context = torch.tensor(prompts)
+    context = torch.tensor(prompts, device=model.device)
     for _ in range(turns):
         context = model.generate(
             context,
@@ -58,7 +58,7 @@ def reprefill(model: PreTrainedModel, prompts: list[list[int]], user: list[int],
             do_sample=True,
             pad_token_id=0,
         )
-        context = torch.cat([context, torch.tensor([user] * len(prompts))], 1)
+        context = torch.cat([context, torch.tensor([user] * len(prompts), device=model.device)], 1)
 
 
 def measure(case: str, model: PreTrainedModel, *, batch: int, prompt: int, turns: int, new: int, repeats: int) -> dict:

@@ -18,7 +18,7 @@ import time
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from timing import print_table, side_by_side
+from timing import print_table, side_by_side, synchronise
 from transformers.trainer_callback import PrinterCallback
 
 from itpo_lib.config import ITPOConfig
@@ -40,20 +40,22 @@ class PlainGRPO(ITPOTrainer):
 
     def _generate_and_score_completions(self, inputs):  # type: ignore[no-untyped-def]
         output = super()._generate_and_score_completions(inputs)
-        outcomes = torch.tensor([d.outcome for d in self.dialogues]).view(-1, self.num_generations)
+        outcomes = torch.tensor([d.outcome for d in self.dialogues], device=self.accelerator.device)
+        outcomes = outcomes.view(-1, self.num_generations)
         centred = outcomes - outcomes.mean(1, keepdim=True)
         output["advantages"] = (centred / (outcomes.std(1, keepdim=True) + 1e-4)).flatten()
         return output
 
 
-def make(kind: type[ITPOTrainer], repeats: int) -> ITPOTrainer:
-    """A trainer on the tiny math tutor."""
-    model, chat = load_policy("tiny")
+def make(kind: type[ITPOTrainer], repeats: int, scale: str = "tiny", device: str = "cpu", **options) -> ITPOTrainer:  # type: ignore[no-untyped-def]
+    """A trainer on the math tutor; `options` are fields of `ITPOConfig`."""
+    model, chat = load_policy({"tiny": "tiny", "text": "smollm2"}[scale], device=device)
+    fields = {"per_device_train_batch_size": 64, "num_generations": 8, "micro_batch_size": 16, **options}
     args = ITPOConfig(
-        output_dir=tempfile.mkdtemp(), max_steps=repeats + 2, per_device_train_batch_size=64, num_generations=8,
-        learning_rate=0.0, beta=1e-3, micro_batch_size=16, save_strategy="no", use_cpu=True, disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(), max_steps=repeats + 2, learning_rate=0.0, beta=1e-3, save_strategy="no",
+        use_cpu=device == "cpu", disable_tqdm=True, **fields,
     )  # fmt: skip
-    trainer = kind(model, args, get_task("math_tutoring"), chat)
+    trainer = kind(model, args, get_task("math_tutoring", scale), chat)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -64,8 +66,10 @@ def step_seconds(trainer: ITPOTrainer) -> list[float]:
     inner = trainer.training_step
 
     def timed(*args, **kwargs):  # type: ignore[no-untyped-def]
+        synchronise()
         began = time.perf_counter()
         loss = inner(*args, **kwargs)
+        synchronise()
         times.append(time.perf_counter() - began)
         return loss
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .errors import DialogueFailed, ItpoError, require
-from .terminal import console, show_dialogue, show_grades, show_message, show_study, show_table
+from .terminal import console, show_dialogue, show_doctor, show_grades, show_message, show_study, show_table
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Multi-turn reinforcement learning with turn-wise credit."
@@ -53,6 +53,10 @@ def clear_errors() -> Iterator[None]:
 
 @app.command()
 def train(
+    ctx: typer.Context,
+    config: Annotated[
+        str | None, typer.Option(help="A recipe: its name (see `itpo doctor`) or a TOML file; flags go over it")
+    ] = None,
     task: TaskName = "math_tutoring",
     scale: Scale = "tiny",
     model: ModelName = None,
@@ -77,7 +81,8 @@ def train(
     ] = None,
     task_option: TaskOptions = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint")
+        bool,
+        typer.Option("--resume", help="Continue the run in --out from its newest checkpoint, as it was but for --set"),
     ] = False,
 ) -> None:
     """Train a policy; writes a report, curves, metrics and checkpoints into --out."""
@@ -85,25 +90,45 @@ def train(
         from .run import RunSettings
 
         if resume:
-            run_and_show(RunSettings.load(out), resume=True)
+            settings = RunSettings.load(out)
+            settings.options |= parse_options(set_ or [])
+            run_and_show(settings, resume=True)
             return
         require(peft in (None, "lora"), f"unknown --peft {peft!r}: choose lora, or leave it out")
-        options = {"credit": credit, "estimator": estimator, **parse_options(set_ or [])}
-        options |= {k: v for k, v in (("baseline", baseline), ("max_steps", steps)) if v is not None}
-        run_and_show(
-            RunSettings(
-                task=task,
-                scale=scale,
-                model=model,
-                out=str(out),
-                seed=seed,
-                device=device,
-                lora=peft == "lora",
-                eval_dialogues=eval_dialogues,
-                options=options,
-                task_options=options_of_task(difficulty, task_option),
+        typed = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+        named: dict[str, Any] = {"credit": credit, "estimator": estimator, "baseline": baseline, "max_steps": steps}
+        wanted: dict[str, Any] = {
+            "task": task,
+            "scale": scale,
+            "model": model,
+            "out": str(out),
+            "seed": seed,
+            "device": device,
+            "lora": peft == "lora",
+            "eval_dialogues": eval_dialogues,
+        }
+        task_options = options_of_task(difficulty, task_option)
+        if config is None:
+            options = {**{k: v for k, v in named.items() if v is not None}, **parse_options(set_ or [])}
+            run_and_show(RunSettings(**wanted, options=options, task_options=task_options))
+        else:
+            from .recipes import settings_of
+
+            flags = {"max_steps": "steps", "lora": "peft"}
+            given, options = ({k: v for k, v in d.items() if flags.get(k, k) in typed} for d in (wanted, named))
+            run_and_show(
+                settings_of(config, {**given, "task_options": task_options}, options | parse_options(set_ or []))
             )
-        )
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run: processors, memory, versions, and which recipes fit."""
+    with clear_errors():
+        from .doctor import inspect_machine, verdicts, versions
+
+        machine = inspect_machine()
+        show_doctor(machine, versions(), verdicts(machine))
 
 
 @app.command()
@@ -198,24 +223,49 @@ def play(
 @app.command()
 def warmstart(
     task: TaskName = "math_tutoring",
+    scale: Annotated[
+        str, typer.Option(help="tiny: a new small model. text: a chat model learns the task's form (uses TRL)")
+    ] = "tiny",
+    model: Annotated[
+        str | None, typer.Option("--model", help="text: smollm2 (the default), a folder, or a model on the hub")
+    ] = None,
     difficulty: Annotated[str, typer.Option(help="easy, normal or stress")] = "normal",
-    steps: Annotated[int, typer.Option(help="Imitation steps of 64 dialogues", min=1)] = 800,
+    steps: Annotated[
+        int | None, typer.Option(help="Imitation steps; default 800 of 64 dialogues (tiny), 120 of 16 (text)", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and dialogues")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the checkpoint; default: the shipped one's place")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the checkpoint; default at tiny scale: the shipped one's place")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="tiny: go on from the shipped policy of this difficulty, not from new weights")
+    ] = None,
+    device: Device = "auto",
 ) -> None:
-    """Make the starting policy of a tiny task: competent once informed, but inclined to guess."""
+    """Make a starting policy: it knows the task's form and is competent once informed, but inclined to guess."""
     with clear_errors():
         from .models import CHECKPOINTS
         from .run import quiet_libraries
+
+        require(scale in ("tiny", "text"), f"no warm start at scale {scale!r}: choose tiny or text")
+        use_one_thread(scale)
+        quiet_libraries()
+        if scale == "text":
+            from .warmstart_text import WarmStart, warmstart_text
+
+            require(out is not None, "a warm start at text scale has no shipped place: name a folder with --out")
+            chosen = {k: v for k, v in (("steps", steps), ("model", model)) if v is not None}
+            settings = WarmStart(task=task, difficulty=difficulty, seed=seed, device=device, **chosen)  # type: ignore[arg-type]
+            console.print_json(json.dumps(warmstart_text(settings, out)))  # type: ignore[arg-type]
+            return
         from .warmstart import warmstart as make
 
-        use_one_thread("tiny")
-        quiet_libraries()
+        require(model is None, "--model belongs to --scale text: at tiny scale the model is made from nothing")
         require(
             out is not None or ".py:" not in task, "a task of your own has no shipped place: name a folder with --out"
         )
-        report = make(task, difficulty, out or CHECKPOINTS / f"{task}-{difficulty}", steps=steps, seed=seed)
-        console.print_json(json.dumps(report))
+        place = out or CHECKPOINTS / f"{task}-{difficulty}"
+        console.print_json(json.dumps(make(task, difficulty, place, steps=steps or 800, seed=seed, start=start)))
 
 
 @app.command()

@@ -26,7 +26,7 @@ class ITPOConfig(GRPOConfig):
 
     `beta` is the coefficient of the KL to the reference, as in TRL; the PRM's β is `prm_beta`.
     Of TRL's defaults these differ: no gradient checkpointing, a constant learning rate, bf16 only on a
-    GPU that has it, a log line each step.
+    GPU that has it, a log line each step, vLLM's importance ratios per token.
     """
 
     credit: str = field(default="norm_itpo", metadata={"help": "Credit method: " + ", ".join(CREDITS)})
@@ -76,6 +76,7 @@ class ITPOConfig(GRPOConfig):
     report_to: str | list[str] | None = "none"
     save_total_limit: int | None = 2
     ddp_find_unused_parameters: bool | None = False
+    vllm_importance_sampling_mode: str = "token_truncate"  # a whole dialogue's ratio would mask nearly all of them
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -112,7 +113,7 @@ class ITPOConfig(GRPOConfig):
             f"top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p}, repetition_penalty={self.repetition_penalty}",
         )
         if self.bf16 is None:
-            self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)  # no emulation
         super().__post_init__()
 
     @property

@@ -19,6 +19,12 @@ GREY = "#666666"
 BELOW: dict[str, Any] = {"loc": "outside lower center", "fontsize": 11}
 
 
+def look(i: int) -> dict[str, Any]:
+    """Colour, marker and line of the i-th method: no two of the first 49 look alike."""
+    n, again = len(COLOURS), i // len(COLOURS)
+    return {"color": COLOURS[i % n], "marker": MARKERS[(i + again) % n], "linestyle": "--" if again % 2 else "-"}
+
+
 def true_credit_figure(
     values: Sequence[float],
     value_errors: Sequence[float],
@@ -83,11 +89,11 @@ def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence
     with plt.rc_context({**STYLE, "figure.figsize": (9, 3.8)}):
         figure, axes = plt.subplots(1, 2, layout="constrained", sharey=True)
         for axis, side in zip(axes, ("best", "worst"), strict=True):
-            for (name, rows), colour, marker in zip(methods.items(), COLOURS, MARKERS, strict=False):
+            for i, (name, rows) in enumerate(methods.items()):
                 found = [getattr(row, side) for row in rows]
                 chance = [getattr(row, f"{side}_by_chance") for row in rows]
-                axis.plot(steps, found, color=colour, marker=marker, markersize=5, label=name)
-                axis.plot(steps, chance, color=colour, linestyle=":", linewidth=1.5)
+                axis.plot(steps, found, markersize=5, label=name, **look(i))
+                axis.plot(steps, chance, color=look(i)["color"], linestyle=":", linewidth=1.5)
             axis.set(xlabel="training step", title=f"names a truly {side} turn", ylim=(0, 1.05))
         axes[0].plot([], [], color=GREY, linestyle=":", label="by chance")
         figure.legend(handles=axes[0].get_legend_handles_labels()[0], ncols=min(4, len(methods) + 1), **BELOW)

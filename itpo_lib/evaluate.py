@@ -57,6 +57,12 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 2000
     return Estimate(float(data.mean()), float(low), float(high))
 
 
+def paired_gain(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """Mean difference of outcomes on the same dialogues (goal, user and sampler seed), with its interval."""
+    require(len(before) == len(after), f"paired outcomes must be equally many, got {len(before)} and {len(after)}")
+    return bootstrap_mean([b - a for a, b in zip(before, after, strict=True)])
+
+
 def summarise(task: Task, dialogues: Sequence[Dialogue], temperature: float) -> Evaluation:
     """Evaluation of finished dialogues; failed ones count only as failed."""
     finished = [d for d in dialogues if d.outcome is not None]

@@ -33,11 +33,10 @@ def token_logprobs(
     Only assistant tokens reach the LM head. `micro_batch` bounds the rows of one forward pass; rows of
     like length go together, so that little of a pass is spent on padding.
     """
-    if micro_batch is not None and len(batch) > micro_batch:
-        width = batch.completion_ids.shape[1]
-        order = (batch.prompt_lengths + batch.completion_lengths).argsort(stable=True)
-        parts = [batch.rows(order[i : i + micro_batch]) for i in range(0, len(batch), micro_batch)]
-        rows = [token_logprobs(model, part, temperature) for part in parts]
+    parts = micro_batches(batch, micro_batch)
+    if len(parts) > 1:
+        width, order = batch.completion_ids.shape[1], torch.cat(parts)
+        rows = [token_logprobs(model, batch.rows(part), temperature) for part in parts]
         padded = torch.cat([torch.nn.functional.pad(r, (0, width - r.shape[1])) for r in rows])
         return padded[order.argsort()]
     mask = batch.assistant_mask
@@ -45,6 +44,13 @@ def token_logprobs(
     chosen = logits.gather(-1, batch.completion_ids[mask][:, None])[:, 0] - logits.logsumexp(-1)
     result = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)
     return result.masked_scatter(mask, chosen)
+
+
+def micro_batches(batch: DialogueBatch, size: int | None) -> list[Tensor]:
+    """Indices of all rows in groups of at most `size`, sorted by length; one group in the batch's order if they fit."""
+    if size is None or len(batch) <= size:
+        return [torch.arange(len(batch), device=batch.input_ids.device)]
+    return list((batch.prompt_lengths + batch.completion_lengths).argsort(stable=True).split(size))
 
 
 def lm_logits(model: PreTrainedModel, states: Tensor) -> Tensor:

@@ -54,6 +54,32 @@ def learning_curves(metrics: Sequence[dict[str, Any]], ceiling: float | None = N
     return figure
 
 
+def station_map(stations: Sequence[tuple[str, str]], back: str = "") -> Figure:
+    """Boxes in a row with arrows between them: (name, what leaves it) each; `back` labels the way round again."""
+    import matplotlib.pyplot as plt
+
+    arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.5}
+    box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": COLOURS[0], "linewidth": 2}
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(1.75 * len(stations), 2.4), layout="constrained")
+        axis.set(xlim=(-0.55, len(stations) - 0.45), ylim=(-1.5, 1.3))
+        axis.axis("off")
+        for place, (name, leaves) in enumerate(stations):
+            axis.text(place, 0, name, ha="center", va="center", bbox=box)
+            axis.text(place, -0.62, leaves, ha="center", va="top", fontsize=11)
+            if place:
+                axis.annotate("", (place - 0.42, 0), (place - 0.58, 0), arrowprops=arrow)
+        if back:
+            middle, last, corner = (len(stations) - 1) / 2, len(stations) - 1, "angle,angleA={},angleB={},rad=12"
+            up = {**arrow, "arrowstyle": "-", "shrinkB": 0, "connectionstyle": corner.format(90, 0)}
+            down = {**arrow, "shrinkA": 0, "shrinkB": 14, "connectionstyle": corner.format(0, 90)}
+            axis.annotate("", (middle, 0.95), (last, 0.25), arrowprops=up)
+            axis.annotate("", (0, 0.1), (middle, 0.95), arrowprops=down)
+            blank = {"facecolor": "white", "edgecolor": "none"}
+            axis.text(middle, 0.95, back, ha="center", va="center", fontsize=11, bbox=blank)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG and close the figure."""
     import matplotlib.pyplot as plt

@@ -12,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .adapters import active, add_role, has_adapters, trainable
 from .dialogue import DialogueBatch
 from .errors import require
-from .logprobs import token_logprobs
+from .logprobs import micro_batches, token_logprobs
 from .sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -55,6 +57,15 @@ def prm_accuracy(scores: Tensor, outcomes: Tensor) -> float:
     return float(((scores > 0) == (outcomes > 0.5)).float().mean()) if len(scores) else float("nan")
 
 
+@dataclass
+class Seen:
+    """What a step saw, part by part: which rows, their scores R_φ before the step, and the parts of the loss."""
+
+    rows: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
 class ImplicitPRM:
     """π_φ and its training. With a PEFT policy, π_φ is the adapter "prm" on the policy's own base.
 
@@ -76,17 +87,14 @@ class ImplicitPRM:
         require(beta > 0, f"prm_beta must be > 0, got {beta}")
         self.model, self.beta, self.clip = model, beta, clip
         self.mini_batch, self.epochs, self.micro_batch, self.balanced = mini_batch, epochs, micro_batch, balanced
-        self.is_adapter = "prm" in getattr(model, "peft_config", {})
-        with self._active():
-            trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self.sidecar = Sidecar("prm", trainable, lr, max_grad_norm)
+        self.adapter = "prm" if "prm" in getattr(model, "peft_config", {}) else None
+        self.sidecar = Sidecar("prm", trainable(model, self.adapter), lr, max_grad_norm)
 
     @classmethod
     def beside(cls, policy: PreTrainedModel, **settings) -> ImplicitPRM:
         """A PRM that starts from the policy's weights: a full copy, or an adapter on the same base."""
-        if hasattr(policy, "peft_config"):
-            adapters = cast("PeftModel", policy)
-            adapters.add_adapter("prm", adapters.peft_config["default"])
+        if has_adapters(policy):
+            add_role(policy, "prm")
             return cls(policy, **settings)
         model = copy.deepcopy(policy)
         for parameter in model.parameters():
@@ -95,7 +103,7 @@ class ImplicitPRM:
 
     def logprobs(self, batch: DialogueBatch) -> Tensor:
         """log π_φ of the assistant tokens, (B, T), without gradients."""
-        with torch.no_grad(), self._active():
+        with torch.no_grad(), active(self.model, self.adapter):
             return token_logprobs(self.model, batch, micro_batch=self.micro_batch)
 
     def rewards(self, batch: DialogueBatch, ref_logprobs: Tensor) -> Tensor:
@@ -112,37 +120,40 @@ class ImplicitPRM:
         size, losses, fresh = self.mini_batch or len(batch), [], []
         targets = outcomes.nan_to_num(0.0)
         weights = balanced_weights(targets, valid) if self.balanced else valid.float()
-        with self._active():
+        with active(self.model, self.adapter):
             for epoch in range(self.epochs):
                 for start in range(0, len(batch), size):
-                    rows = slice(start, start + size)
-                    scores, weight = self._scores(batch.rows(rows), ref_logprobs[rows]), weights[rows]
-                    errors = torch.nn.functional.binary_cross_entropy_with_logits(
-                        scores, targets[rows], reduction="none"
-                    )
-                    loss = (errors * weight).sum() / weight.sum().clamp(min=1)
-                    self.sidecar.step(loss)
-                    losses.append(loss.item())
+                    rows, seen = slice(start, start + size), Seen()
+                    lesson = (batch.rows(rows), ref_logprobs[rows], targets[rows], weights[rows])
+                    self.sidecar.step(self._loss_parts(*lesson, seen))
+                    losses.append(sum(seen.losses))
                     if epoch == 0:
-                        fresh.append(scores.detach())
+                        fresh.append(torch.cat(seen.scores)[torch.cat(seen.rows).argsort()])
         return sum(losses) / len(losses), torch.cat(fresh)
+
+    def _loss_parts(
+        self, batch: DialogueBatch, ref_logprobs: Tensor, targets: Tensor, weights: Tensor, seen: Seen
+    ) -> Iterator[Tensor]:
+        """The loss of one step in parts, whose graphs are never held together; notes in `seen` what they were.
+
+        With adapters a part is a micro-batch. A full copy keeps one graph, micro-batches or not: its sums then have
+        the order in which the published results were computed. Use mini-batches to bound its memory.
+        """
+        total = weights.sum().clamp(min=1)
+        for rows in micro_batches(batch, self.micro_batch if self.adapter else None):
+            scores = self._scores(batch.rows(rows), ref_logprobs[rows])
+            errors = torch.nn.functional.binary_cross_entropy_with_logits(scores, targets[rows], reduction="none")
+            loss = (errors * weights[rows]).sum() / total
+            seen.rows.append(rows)
+            seen.scores.append(scores.detach())
+            seen.losses.append(loss.item())
+            yield loss
 
     def _scores(self, batch: DialogueBatch, ref_logprobs: Tensor) -> Tensor:
         """R_φ with gradients, (B,)."""
         ref_logprobs = ref_logprobs[:, : batch.turn_ids.shape[1]]
         logprobs = token_logprobs(self.model, batch, micro_batch=self.micro_batch)
         return token_rewards(logprobs, ref_logprobs, self.beta, self.clip).sum(1)
-
-    @contextlib.contextmanager
-    def _active(self) -> Iterator[None]:
-        if not self.is_adapter:
-            yield
-            return
-        self.model.set_adapter("prm")
-        try:
-            yield
-        finally:
-            self.model.set_adapter("default")
 
 
 @contextlib.contextmanager

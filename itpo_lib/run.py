@@ -142,7 +142,8 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     trainer = build_trainer(settings, [MetricsFile(metrics), ProgressBar(), stop, *callbacks])
     settings.save()
     began = time.perf_counter()
-    before = _evaluate_before(settings, trainer)
+    with trainer.accelerator.main_process_first():  # the others read what it wrote
+        before = _evaluate_before(settings, trainer)
     checkpoint = latest_checkpoint(out) if resume else None
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     result = RunResult(settings, before, None, task_ceiling(trainer.task), trainer, stopped=stop.asked)
@@ -174,6 +175,7 @@ def finish(result: RunResult, seconds: float) -> None:
     """Evaluate the trained policy and write everything that a reader of the run wants."""
     from .callbacks import read_metrics
     from .evaluate import evaluate
+    from .out_of_memory import peak_gib
     from .plots import learning_curves, save_figure
     from .report import write_report
 
@@ -183,7 +185,12 @@ def finish(result: RunResult, seconds: float) -> None:
     summary, dialogues = evaluate(model, trainer.chat, trainer.task, result.settings.n_eval)
     result.after = {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}
     evaluation = {"before": result.before["summary"], "after": result.after["summary"], "ceiling": result.ceiling}
-    (out / "evaluation.json").write_text(json.dumps({**evaluation, "seconds": round(seconds, 1)}, indent=2) + "\n")
+    used = {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time(), 1),
+        "peak_gib": round(peak_gib(), 2),
+    }
+    (out / "evaluation.json").write_text(json.dumps({**evaluation, **used}, indent=2) + "\n")
     played = {"before": result.before["dialogues"], "after": result.after["dialogues"]}
     (out / "dialogues.json").write_text(json.dumps(played, indent=1) + "\n")
     trainer.save_model(str(out / "policy"))

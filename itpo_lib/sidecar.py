@@ -27,13 +27,19 @@ class Sidecar:
         require(len(self.parameters) > 0, f"the {name} has no parameters to train")
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=lr, weight_decay=0.0)
 
-    def step(self, loss: Tensor) -> float:
-        """One optimizer step on `loss`; returns the gradient norm before clipping."""
+    def step(self, loss: Tensor | Iterable[Tensor]) -> float:
+        """One optimizer step on `loss`, or on the sum of its parts; returns the gradient norm before clipping.
+
+        Parts are taken one by one, each with its own backward pass: a generator never holds two graphs.
+        """
         self.optimizer.zero_grad()
-        loss.backward()
+        total = 0.0
+        for part in [loss] if isinstance(loss, Tensor) else loss:
+            part.backward()
+            total += part.item()
         average_gradients(self.parameters.values())
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.max_grad_norm)
-        require(bool(norm.isfinite()), f"the {self.name}'s gradient is not finite (loss {loss.item()}); lower its lr")
+        require(bool(norm.isfinite()), f"the {self.name}'s gradient is not finite (loss {total}); lower its lr")
         self.optimizer.step()
         return float(norm)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from .doctor import Machine, Verdict
 
 console = Console()
 
@@ -78,3 +81,44 @@ def show_grades(records: Sequence[dict[str, Any]], out: Path) -> None:
     for given in sorted(isolation):
         console.print(f"Student code had: {'; '.join(given) or 'LIMITS ONLY, no isolation on this system'}")
     console.print(f"Points: {out}/grades.csv   pages for students: {out}/feedback", markup=False, soft_wrap=True)
+
+
+def show_doctor(machine: Machine, versions: dict[str, str], verdicts: Sequence[Verdict]) -> None:
+    """What this machine has, and which recipes fit it."""
+    table = Table(title="This machine")
+    table.add_column("what")
+    table.add_column("value", overflow="fold")
+    table.add_row("processor cores for this process", str(machine.cores))
+    memory = f"{machine.memory:.1f} GiB, {machine.free:.1f} free" if machine.memory else "unknown"
+    table.add_row("main memory", memory)
+    for gpu in machine.accelerators:
+        kind = "bf16" if gpu.bf16 else "no bf16"
+        table.add_row("GPU", escape(f"{gpu.name}: {gpu.memory:.1f} GiB, {gpu.free:.1f} free, {kind}"))
+    if not machine.accelerators:
+        table.add_row("GPU", "none that PyTorch sees")
+    table.add_row("versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value != "missing"))
+    table.add_row("not installed", ", ".join(name for name, value in versions.items() if value == "missing") or "-")
+    console.print(table)
+    recipes = Table(title="Recipes: itpo train --config NAME")
+    for name in ("recipe", "what", "memory", "time", "cost", "fits"):
+        recipes.add_column(name, justify="right" if name in ("memory", "time", "cost") else "left", overflow="fold")
+    for verdict in verdicts:
+        recipe, expected = verdict.recipe, verdict.recipe.expected
+        memory, minutes = f"{expected.memory_gib:g} GiB", duration(expected.minutes)
+        cost = f"${expected.dollars:g}" if expected.dollars else "0"
+        fits = f"[green]yes[/]: {escape(verdict.reason)}" if verdict.fits else f"[red]no[/]: {escape(verdict.reason)}"
+        starred = ["*" * (basis == "estimated") for basis in (expected.memory_basis, expected.time_basis)]
+        recipes.add_row(recipe.name, recipe.title, memory + starred[0], minutes + starred[1], cost, fits)
+    recipes.caption = "* estimated, never run here; the rest was measured. docs/scale.md has the commands."
+    console.print(recipes)
+
+
+def duration(minutes: float) -> str:
+    """Minutes in the unit that reads best."""
+    return (
+        f"{minutes:.1f} min"
+        if minutes < 120
+        else f"{minutes / 60:.1f} h"
+        if minutes < 2880
+        else f"{minutes / 1440:.1f} days"
+    )

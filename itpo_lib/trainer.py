@@ -30,14 +30,18 @@ from .critic import Critic
 from .diagnostics import distinct_questions
 from .dialogue import Dialogue, DialogueBatch, collate
 from .errors import ItpoError, require
+from .generation import CachedGenerator
 from .learning import Experience, token_advantages, turn_credit
 from .logprobs import token_logprobs
+from .out_of_memory import PLAYING, SCORING, TRAINING, memory_advice
 from .prm import ImplicitPRM, prm_accuracy, reference
+from .processes import check_processes, check_resumable, checkpoint_note
 from .replay import Judged, Replay, joined
 from .rollout import Episode, play
 from .tasks.base import Task
 from .true_credit import true_values
 from .turn_judge import TurnJudge, weigh_turns
+from .vllm_generation import VLLMBackend
 
 COMPLETE = "itpo_complete.json"  # written last: a checkpoint without it was cut off while saving
 ORDERLESS_LOSSES = ("dapo", "grpo", "dr_grpo", "cispo")  # no normalising within a slice
@@ -93,6 +97,7 @@ class ITPOTrainer(GRPOTrainer):
             f"train_dataset has {len(train_dataset)} goals, fewer than the {groups} prompts of one batch",
         )
         self._check_save_steps(args)
+        check_processes(args, adapters=peft_config is not None)
         frozen = None if peft_config is not None else copy.deepcopy(model).requires_grad_(False).eval()
         kl_coef, args.beta = args.beta, 0.0  # TRL must not load a second reference: ours serves KL and PRM
         super().__init__(
@@ -106,6 +111,8 @@ class ITPOTrainer(GRPOTrainer):
             rollout_func=self._rollout,
         )
         self.kl_coef = args.beta = kl_coef
+        shared = args.vllm_mode == "server" or args.vllm_tensor_parallel_size > 1  # calls of all processes go together
+        self.vllm = VLLMBackend(self.vllm_generation, self.accelerator, shared) if args.use_vllm else None
         self.frozen = None if frozen is None else frozen.to(self.accelerator.device)
         policy = self.accelerator.unwrap_model(self.model)
         self.prm = self._make_prm(policy) if args.needs_prm else None
@@ -151,7 +158,9 @@ class ITPOTrainer(GRPOTrainer):
             clip=args.critic_clip,
             epochs=args.critic_epochs,
             name=name,
-            micro_batch=args.micro_batch_size,
+            micro_batch=args.micro_batch_size
+            if self.frozen is None
+            else None,  # full copies: as results were published
         )
 
     # -- rollout ---------------------------------------------------------------------------------
@@ -168,8 +177,17 @@ class ITPOTrainer(GRPOTrainer):
     def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout_func: play the dialogues of the batch at hand."""
         began = time.perf_counter()
-        with self._playing() as policy:
-            self.dialogues = play(policy, self.chat, self.task, self._batch_episodes, temperature=self.temperature)
+        with self._playing() as policy, self._memory_advice(PLAYING):
+            self.dialogues = play(
+                policy,
+                self.chat,
+                self.task,
+                self._batch_episodes,
+                temperature=self.temperature,
+                generator=self.vllm or CachedGenerator,
+            )
+            if self.vllm is not None:
+                self.vllm.finish()
         self._log("time/rollout", time.perf_counter() - began)
         return {
             "prompt_ids": [d.prompt_ids for d in self.dialogues],
@@ -217,7 +235,10 @@ class ITPOTrainer(GRPOTrainer):
         finally:
             self._scoring = False
         batch = collate(self.dialogues, self.chat.pad_id).to(self.accelerator.device)
-        advantages, ref_logprobs = self._learn_from(batch)
+        with self._memory_advice(SCORING):
+            advantages, ref_logprobs = self._learn_from(batch)
+        for sidecar in self._sidecars():  # an adapter's gradients would count in the policy's gradient clip
+            sidecar.optimizer.zero_grad()
         pad = (0, output["completion_ids"].shape[1] - advantages.shape[1])  # pad_to_multiple_of
         output["advantages"] = torch.nn.functional.pad(advantages, pad)
         if self.kl_coef and self.args.kl_in == "loss":
@@ -331,6 +352,14 @@ class ITPOTrainer(GRPOTrainer):
 
     # -- failures --------------------------------------------------------------------------------
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._memory_advice(TRAINING):
+            return super().training_step(*args, **kwargs)
+
+    def _memory_advice(self, doing: str) -> AbstractContextManager[None]:
+        """Out of memory: say which knob helps."""
+        return memory_advice(doing, self.args, adapters=self.frozen is None)
+
     def _check_failures(self) -> None:
         failed = [d.failure for d in self.dialogues if d.failure]
         self._log("failed", len(failed) / len(self.dialogues))
@@ -386,9 +415,12 @@ class ITPOTrainer(GRPOTrainer):
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             for sidecar in self._sidecars():
                 sidecar.save(folder)
-            (folder / COMPLETE).write_text(json.dumps({"step": self.state.global_step}) + "\n")
+            note = checkpoint_note(self.args, self.state.global_step)
+            (folder / COMPLETE).write_text(json.dumps(note) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            check_resumable(Path(checkpoint) / COMPLETE, self.args)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             for sidecar in self._sidecars():

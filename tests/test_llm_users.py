@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import threading
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -478,14 +477,13 @@ def test_serve_user_starts_a_server_or_says_what_it_needs(monkeypatch, installed
 def test_the_papers_set_up_is_a_valid_run(tmp_path):
     from itpo_lib.config import ITPOConfig
     from itpo_lib.llm.hub_tasks import HubTask
-    from itpo_lib.presets import HUB
-    from itpo_lib.run import RunSettings
+    from itpo_lib.recipes import load_recipe
 
-    recipe = tomllib.loads((ROOT / "recipes" / "paper_users.toml").read_text())
-    for name, run in recipe["run"].items():
-        settings = RunSettings(**run, out=str(tmp_path))
-        assert settings.scale == "hub" and settings.task == name
+    for name in ("math_tutoring", "document_writing", "medical_recommendation"):
+        recipe = load_recipe(str(ROOT / "recipes" / "paper.toml"), task=name)
+        settings = recipe.settings
+        assert settings.scale == "hub" and settings.task == name and settings.options["max_steps"] > 500
         assert set(settings.task_options) <= set(inspect.signature(HubTask.__init__).parameters)
-        args = ITPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **{**HUB, **settings.options})
+        args = ITPOConfig(output_dir=str(tmp_path), use_cpu=True, **{**recipe.options, "bf16": False})
         assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 128  # 16 prompts x 8 samples
-    assert "not run" in (ROOT / "recipes" / "paper_users.toml").read_text().lower()
+    assert "not run" in (ROOT / "recipes" / "paper.toml").read_text().lower()

@@ -279,7 +279,7 @@ def state(policy) -> dict[str, tuple[torch.Tensor, bool]]:
 def test_adapter_prm_trains_only_itself(adapted, batch):
     before = state(adapted)
     prm = ImplicitPRM.beside(adapted, beta=0.05, lr=1e-2)
-    assert prm.is_adapter and all(".prm." in name for name in prm.sidecar.parameters)
+    assert prm.adapter == "prm" and all(".prm." in name for name in prm.sidecar.parameters)
     with torch.no_grad(), reference(adapted, None) as ref_model:
         ref = token_logprobs(ref_model, batch)
     assert not prm.rewards(batch, ref).any()  # starts at the reference: exactly 0

@@ -126,6 +126,17 @@ def test_adapters_train_on_one_frozen_base(tmp_path):
     assert all(torch.equal(base[n], p) for n, p in trainer.model.named_parameters() if n in base)
 
 
+def test_the_prm_does_not_enter_the_gradient_clip_of_a_policy_with_adapters(tmp_path):
+    """Both live in one model, and the clip looks at all of its gradients: the PRM must leave none behind."""
+    run = settings(tmp_path, max_steps=1)
+    run.lora = True
+    trainer = build_trainer(run)
+    trainer.task.outcome = lambda goal, messages: 1.0  # nothing to compare: the policy itself has no gradient
+    trainer.train()
+    norms = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+    assert norms == [pytest.approx(0.0, abs=1e-6)]
+
+
 @pytest.mark.parametrize(
     "options, says",
     [

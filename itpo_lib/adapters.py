@@ -1,0 +1,50 @@
+"""Several roles on one frozen base: each is a LoRA adapter of its own, the policy's is called "default".
+
+Switching adapters between a model's forward pass and its backward pass gives zero gradients without a word. So a
+role works inside `active`, backward pass included, and never between the policy's forward and backward passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+POLICY = "default"
+
+
+def has_adapters(model: PreTrainedModel) -> bool:
+    """Whether PEFT has wrapped this model."""
+    return hasattr(model, "peft_config")
+
+
+def add_role(policy: PreTrainedModel, name: str) -> None:
+    """A fresh adapter like the policy's. It starts as the base itself: its B matrices are 0."""
+    adapters = cast("PeftModel", policy)
+    adapters.add_adapter(name, adapters.peft_config[POLICY])
+
+
+@contextlib.contextmanager
+def active(model: PreTrainedModel, name: str | None) -> Iterator[None]:
+    """The adapter `name` in place of the policy's; `None`: a model without adapters, nothing to switch."""
+    if name is None:
+        yield
+        return
+    adapters = cast("PeftModel", model)
+    adapters.set_adapter(name)
+    try:
+        yield
+    finally:
+        adapters.set_adapter(POLICY)
+
+
+def trainable(model: PreTrainedModel, name: str | None) -> list[tuple[str, Tensor]]:
+    """The parameters that a role trains: its adapter's, or all that require gradients."""
+    with active(model, name):
+        return [(n, p) for n, p in model.named_parameters() if p.requires_grad]

@@ -1,0 +1,57 @@
+"""Several processes: which ways of sharing the work are supported, and resuming with another number of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ItpoError, require
+
+if TYPE_CHECKING:
+    from .config import ITPOConfig
+
+SHARDED = (
+    "rollouts, PRM and critic need whole weights in every process. Use recipes/accelerate/ddp.yaml: with --peft lora, "
+    "bf16 and gradient checkpointing a 7B policy, its PRM and its reference fit one 80 GB GPU by estimate (docs/scale.md)"
+)
+
+
+def check_processes(args: ITPOConfig, adapters: bool) -> None:
+    """Refuse ways of sharing the work that would train the wrong weights."""
+    fsdp = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    require(not fsdp, f"FSDP shards the policy, but {SHARDED}")
+    stage = 0 if args.deepspeed_plugin is None else args.deepspeed_plugin.zero_stage
+    require(stage < 3, f"DeepSpeed ZeRO stage {stage} shards the policy, but {SHARDED}")
+    require(
+        args.deepspeed_plugin is None or not adapters,
+        "DeepSpeed turns all adapters into its own precision, those of PRM and critic too, whose optimizers are not "
+        "DeepSpeed's; with --peft lora use recipes/accelerate/ddp.yaml, or train all weights",
+    )
+
+
+def checkpoint_note(args: ITPOConfig, step: int) -> dict[str, Any]:
+    """What a checkpoint says of the processes that made it."""
+    return {"step": step, "processes": args.world_size, "dialogues": dialogues_per_step(args)}
+
+
+def dialogues_per_step(args: ITPOConfig) -> int:
+    """Dialogues of one optimizer step, all processes together."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def check_resumable(note: Path, args: ITPOConfig) -> None:
+    """Refuse to go on with other batches than the run began with: goals would be skipped or come twice."""
+    try:
+        made = json.loads(note.read_text()) if note.exists() else {}
+    except ValueError as error:
+        raise ItpoError(f"corrupt checkpoint: {note} is not JSON ({error})") from error
+    before, now = made.get("dialogues", dialogues_per_step(args)), dialogues_per_step(args)
+    per_row = args.gradient_accumulation_steps * args.world_size
+    wanted = f"per_device_train_batch_size={before // per_row}" if before % per_row == 0 else "other batch sizes"
+    require(
+        before == now,
+        f"{note.parent.name} was made by {made.get('processes')} process(es) with {before} dialogues a step; here "
+        f"{args.world_size} process(es) would make it {now}. Resume with --set {wanted}",
+    )

@@ -1,0 +1,107 @@
+"""What the rows of a study say, as Markdown tables and sentences: for the documents and the notebooks alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .evaluate import bootstrap_mean
+from .study import area, paired, score, steps_to
+
+TITLES = {
+    "math_tutoring": "math tutoring",
+    "document_writing": "document writing",
+    "medical_recommendation": "medical recommendation",
+}
+Rows = Sequence[dict[str, Any]]
+FEW = 4  # seeds below which no verdict is given
+
+
+def grouped(rows: Rows, *names: str) -> dict[tuple, list[dict[str, Any]]]:
+    """Rows by the values of some fields, in order of first appearance, seeds ascending."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda r: r["seed"]):
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the rest numbers."""
+    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ruler, *lines))
+
+
+def score_table(rows: Rows) -> str:
+    """Final score, area and speed of each method, and its paired difference to the trajectory share."""
+    lines = []
+    for (task, estimator), cell in grouped(rows, "task", "estimator").items():
+        methods = {credit: runs for (credit,), runs in grouped(cell, "credit").items()}
+        plain = methods.get("trajectory", [])
+        for credit, runs in sorted(methods.items(), key=lambda item: -statistics.mean(map(score, item[1]))):
+            reached = [steps_to(r) for r in runs]
+            speed = f"{statistics.median(reached):.0f}" if np.isfinite(statistics.median(reached)) else "never"
+            gap = "" if credit == "trajectory" or not common_seeds(runs, plain) else gap_cell(runs, plain)
+            means = [str(bootstrap_mean([measure(r) for r in runs])) for measure in (score, area)]
+            lines.append([f"{TITLES[task]}, {estimator}", credit, str(len(runs)), *means, speed, gap])
+    header = ["task, estimator", "credit", "seeds", "final score", "area", "steps to 80%", "minus trajectory (p)"]
+    return markdown(header, lines)
+
+
+def common_seeds(rows: Rows, others: Rows) -> set[int]:
+    """Seeds that both have run."""
+    return {r["seed"] for r in rows} & {r["seed"] for r in others}
+
+
+def gap_cell(rows: Rows, others: Rows) -> str:
+    """A paired difference with its interval and p-value."""
+    gap, p = paired(rows, others)
+    return f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] ({p:.2f})"
+
+
+def settings_table(rows: Rows) -> str:
+    """What was run: seeds, steps and settings, per credit and estimator."""
+    lines = []
+    for (difficulty, estimator, credit), runs in grouped(rows, "difficulty", "estimator", "credit").items():
+        seeds = " ".join(str(r["seed"]) for r in runs)
+        settings = "; ".join(dict.fromkeys(named_options(r["options"]) for r in runs))
+        lines.append([f"{credit}, {estimator}", difficulty, str(runs[0]["steps"]), seeds, settings])
+    return markdown(["credit, estimator", "difficulty", "steps", "seeds", "settings"], lines)
+
+
+def named_options(options: dict[str, Any]) -> str:
+    """Settings as words; the number of steps has a place of its own."""
+    return ", ".join(f"{name} {value}" for name, value in options.items() if name != "max_steps") or "nothing"
+
+
+def verdicts(rows: Rows, credit: str = "norm_itpo") -> str:
+    """One sentence per estimator and other method: is `credit` better than it on the same seeds of this task?"""
+    if not any(r["credit"] == credit for r in rows):
+        return f"The rows hold no run of {credit} yet."
+    sentences = []
+    for (estimator,), cell in grouped(rows, "estimator").items():
+        methods = {name: runs for (name,), runs in grouped(cell, "credit").items()}
+        ours = methods.pop(credit, [])
+        sentences += [f"- {estimator}: {verdict(ours, runs)}" for runs in methods.values() if common_seeds(ours, runs)]
+    return "\n".join(sentences) or f"No other method has run on the seeds of {credit} yet."
+
+
+def verdict(rows: Rows, others: Rows) -> str:
+    """Who is ahead on the common seeds, and whether that may be called a difference.
+
+    It may if all of at least `FEW` seeds say the same, or if the sign-flip p-value is at most 0.05. All of n
+    seeds agree by chance alone in 2^(1-n) of cases, so the sentence says so.
+    """
+    (gap, p), name, other = paired(rows, others), rows[0]["credit"], others[0]["credit"]
+    theirs = {r["seed"]: score(r) for r in others}
+    signs = [np.sign(score(r) - theirs[r["seed"]]) for r in rows if r["seed"] in theirs]
+    n, ahead, word = len(signs), signs.count(1), "higher" if gap.mean > 0 else "lower"
+    interval = f", interval [{gap.low:+.3f}, {gap.high:+.3f}]" if n > 1 else ""
+    numbers = f"{name} minus {other} {gap.mean:+.3f}{interval}, ahead on {ahead} of {n}"
+    if n < FEW:
+        return f"{numbers}: **too few seeds to tell**"
+    if abs(sum(signs)) == n:
+        return f"{numbers}: **{word} on every seed** (by chance, once in {2 ** (n - 1)})"
+    return f"{numbers} (p = {p:.2f}): **{word if p <= 0.05 else 'not told apart'}**"

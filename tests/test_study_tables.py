@@ -1,0 +1,98 @@
+"""What the notebooks say about the study's rows: tables, verdicts, figures, and where the rows come from."""
+
+import json
+
+import pytest
+from test_study import row
+
+from itpo_lib.credit import CREDITS
+from itpo_lib.errors import ItpoError
+from itpo_lib.study import committed_rows
+from itpo_lib.study_plots import curve_figure, probe_figure, score_figure
+from itpo_lib.study_tables import score_table, settings_table, verdict, verdicts
+
+
+def runs(credit: str, *afters: float) -> list[dict]:
+    return [row(credit, seed, after) for seed, after in enumerate(afters)]
+
+
+def test_a_verdict_wants_every_seed_or_a_small_p():
+    plain = runs("trajectory", *[0.40] * 8)  # the ceiling is 0.8
+    above = verdict(runs("itpo", 0.48, 0.56, 0.64, 0.72), plain)
+    assert above.startswith("itpo minus trajectory +0.250, interval [+0.150, +0.350], ahead on 4 of 4: ")
+    assert above.endswith("**higher on every seed** (by chance, once in 8)")
+    assert "**lower on every seed**" in verdict(runs("itpo", 0.32, 0.36, 0.38, 0.36), plain)
+    mostly = runs("itpo", 0.398, 0.56, 0.64, 0.56)  # the interval leaves out 0, p = 4/16 does not convince
+    assert verdict(mostly, plain).endswith("ahead on 3 of 4 (p = 0.25): **not told apart**")
+    assert verdict(runs("itpo", 0.398, *[0.56] * 7), plain).endswith("(p = 0.02): **higher**")
+    assert verdict(plain, plain).endswith("ahead on 0 of 8 (p = 1.00): **not told apart**")
+    assert verdict(runs("itpo", 0.5, 0.6, 0.7), plain).endswith("ahead on 3 of 3: **too few seeds to tell**")
+    assert (
+        verdict(runs("itpo", 0.5), plain) == "itpo minus trajectory +0.125, ahead on 1 of 1: **too few seeds to tell**"
+    )
+
+
+def test_verdicts_keep_estimators_apart_and_skip_what_shares_no_seed():
+    grpo = runs("norm_itpo", 0.1, 0.1, 0.1, 0.1) + runs("trajectory", 0.2, 0.3, 0.2, 0.3)
+    late = [row("uniform", 7, 0.5)]
+    rows = runs("norm_itpo", 0.5, 0.6, 0.7, 0.8) + runs("trajectory", 0.2, 0.3, 0.2, 0.3) + late
+    lines = verdicts(rows + [{**r, "estimator": "grpo"} for r in grpo]).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["- rloo", "- grpo"]
+    assert "higher on every seed" in lines[0] and "lower on every seed" in lines[1]
+    assert verdicts(runs("norm_itpo", 0.5)) == "No other method has run on the seeds of norm_itpo yet."
+    assert verdicts(runs("uniform", 0.5)) == verdicts([]) == "The rows hold no run of norm_itpo yet."
+
+
+def test_tables_sort_by_score_and_name_settings():
+    rows = runs("trajectory", 0.4, 0.6) + [
+        {**r, "options": {"max_steps": 112, "prm_beta": 0.1}} for r in runs("norm_itpo", 0.64, 0.72)
+    ]
+    rows = [{**r, "steps": 112} for r in rows]
+    lines = score_table(rows).splitlines()
+    assert lines[2].startswith("| math tutoring, rloo | norm_itpo | 2 | 0.850 [0.800, 0.900] |")
+    assert "| +0.225 [+0.150, +0.300] (0.50) |" in lines[2] and lines[3].endswith("|  |")
+    assert "| norm_itpo, rloo | normal | 112 | 0 1 | prm_beta 0.1 |" in settings_table(rows)
+    assert "| trajectory, rloo | normal | 112 | 0 1 | nothing |" in settings_table(rows)
+
+
+def test_figures_take_whatever_the_rows_hold():
+    import matplotlib.pyplot as plt
+
+    probe = {"best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "dialogues": 9, "tau": 0.5}
+    rows = runs("norm_itpo", 0.6) + runs("trajectory", 0.4, 0.5)
+    for made in (score_figure(rows), curve_figure(rows)):
+        assert len(made.axes) == 1
+    for made in (score_figure([]), curve_figure([])):  # a study that has not come to this task
+        assert made.axes[0].texts[0].get_text() == "no runs yet"
+    assert score_table([]).count("\n") == settings_table([]).count("\n") == 2
+    with pytest.raises(ItpoError, match="--probes"):
+        probe_figure(rows)
+    rows[0]["truth"] = [{"step": 3, **probe}, {"step": 7, **probe}]
+    rows[1]["truth"] = [{"step": 3, **probe, "best": 0.5}]
+    best = probe_figure(rows).axes[0].get_lines()
+    assert [list(line.get_xdata()) for line in best[:2]] == [[3], [3]]  # only the step that both were probed at
+    assert [line.get_ydata()[0] for line in best[::2][:2]] == [0.8, 0.5]
+    plt.close("all")
+
+
+def test_eight_methods_all_show_and_look_different():
+    import matplotlib.pyplot as plt
+
+    probe = {"step": 3, "best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "dialogues": 9}
+    rows = [{**row(credit, 0, 0.5), "truth": [probe]} for credit in CREDITS]
+    for figure in (curve_figure(rows), probe_figure(rows)):
+        lines = [line for line in figure.axes[0].get_lines() if line.get_label() in CREDITS]
+        assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == len(CREDITS) == 8
+    plt.close("all")
+
+
+def test_committed_rows_are_found_read_and_never_written(tmp_path):
+    assert {r["credit"] for r in committed_rows("bar")} == {"norm_itpo"}
+    half = json.dumps({"credit": "itpo"}) + '\n{"credit": "tra'  # a study is writing its second row
+    (tmp_path / "mine.jsonl").write_text(half)
+    assert committed_rows("mine", tmp_path) == [{"credit": "itpo"}]
+    assert (tmp_path / "mine.jsonl").read_text() == half
+    with pytest.raises(ItpoError, match=r"unknown study 'mien'.*Did you mean 'mine'"):
+        committed_rows("mien", tmp_path)
+    with pytest.raises(ItpoError, match="no rows of any study"):
+        committed_rows("mine", tmp_path / "nowhere")
