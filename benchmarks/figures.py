@@ -19,13 +19,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from text_learning import base_of
 from variants import VARIANTS, variant_of
 
-from itpo_lib.evaluate import Estimate, bootstrap_mean, paired_gain
+from itpo_lib.evaluate import Estimate, paired_gain
 from itpo_lib.plots import STYLE, smooth
 from itpo_lib.study import area, read_rows, score, wins
 from itpo_lib.study_plots import curve_figure, look, probes_by_step, score_figure
-from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, score_table
+from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, mean_cell, score_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "pictures"
@@ -93,7 +94,7 @@ def variants_table(rows: Rows) -> str:
     """Baselines and ways to train the PRM, in the order of benchmarks/variants.py."""
     named = {name: [r for r in rows if variant_of(r) == name] for name in VARIANTS}
     lines = [
-        [name, " ".join(f"{score(r):.3f}" for r in runs), *(str(bootstrap_mean(values)) for values in measured)]
+        [name, " ".join(f"{score(r):.3f}" for r in runs), *map(mean_cell, measured)]
         for name, runs in named.items()
         if runs
         for measured in [([area(r) for r in runs], [r["turns"] for r in runs])]
@@ -101,11 +102,11 @@ def variants_table(rows: Rows) -> str:
     return markdown(["variant", "end, one number a seed", "area", "turns at the end"], lines)
 
 
-STAGES = {  # of benchmarks/text_learning.py; each with the stage that its gain is measured against
-    "as_it_comes": ("as it comes", None),
-    "warm_start": ("warm start", "as_it_comes"),
-    "informed": ("warm start, nothing hidden", None),
-    "norm_itpo": ("Norm-ITPO with RLOO", "warm_start"),
+STAGES = {  # of benchmarks/text_learning.py
+    "as_it_comes": "as it comes",
+    "warm_start": "warm start",
+    "informed": "warm start, nothing hidden",
+    "norm_itpo": "Norm-ITPO with RLOO",
 }
 
 
@@ -113,16 +114,16 @@ def text_tables(rows: Rows) -> dict[str, str]:
     """SmolLM2 at text scale, a table for each task: what each stage of learning reached."""
     tables = {}
     for (task,), cell in grouped(rows, "task").items():
-        found, lines = {(row["stage"], row["seed"]): row for row in cell}, []
-        for stage, (title, base) in STAGES.items():
-            for row in [r for r in cell if r["stage"] == stage]:
-                means = [Estimate(**row["evaluation"][name]) for name in ("outcome", "success", "turns")]
-                earlier = found.get((base, row["seed"]))
-                gain = "" if earlier is None else str(paired_gain(earlier["outcomes"], row["outcomes"]))
-                seconds = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
-                lines.append([title, *map(str, means), gain, seconds])
+        lines = []
+        for row in sorted(cell, key=lambda r: (r["steps"], list(STAGES).index(r["stage"]), r["seed"])):
+            means = [Estimate(**row["evaluation"][name]) for name in ("outcome", "success", "turns")]
+            base = base_of(row, cell)
+            gain = "" if base is None else str(paired_gain(base["outcomes"], row["outcomes"]))
+            seconds = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
+            lines.append([STAGES[row["stage"]], str(row["steps"]), *map(str, means), gain, seconds])
         name = cell[0]["evaluation"]["outcome_name"]
-        tables[f"text_{task}"] = markdown(["SmolLM2-135M", name, "success", "turns", "gain", "CPU s, training"], lines)
+        header = ["SmolLM2-135M", "warm start's steps", name, "success", "turns", "gain", "CPU s, training"]
+        tables[f"text_{task}"] = markdown(header, lines)
     return tables
 
 

@@ -140,7 +140,7 @@ def run_task(task: str, choice: argparse.Namespace) -> None:
     settings = WarmStart(
         task, choice.model, steps=choice.steps, seed=choice.seed, device=choice.device, eval_dialogues=choice.n
     )
-    start = choice.work / f"{task}-{choice.seed}" / "start"
+    start = choice.work / f"{task}-{choice.steps}-{choice.seed}" / "start"
     if not (start / "warmstart.json").exists() and set(choice.stages) - {"as_it_comes"}:
         imitate(settings, start)
     stages = {
@@ -150,7 +150,8 @@ def run_task(task: str, choice: argparse.Namespace) -> None:
         "norm_itpo": lambda: reinforced(choice, settings, start),
     }
     for stage in choice.stages:
-        key = {"task": task, "stage": stage, "seed": choice.seed}
+        steps = 0 if stage == "as_it_comes" else choice.steps
+        key = {"task": task, "stage": stage, "steps": steps, "seed": choice.seed}
         if any(key.items() <= row.items() for row in read_rows(choice.out)):
             continue
         row = {**key, **stages[stage](), "machine": machine(choice.device)}
@@ -159,18 +160,26 @@ def run_task(task: str, choice: argparse.Namespace) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def base_of(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row that a row's gain is measured against, where there is one."""
+    earlier = {"warm_start": ("as_it_comes", 0), "norm_itpo": ("warm_start", row["steps"])}.get(row["stage"])
+    if earlier is None:
+        return None
+    wanted = {"task": row["task"], "seed": row["seed"], "stage": earlier[0], "steps": earlier[1]}
+    return next((other for other in rows if wanted.items() <= other.items()), None)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
     """One line per row, with the gain over the stage before it."""
-    found = {(row["task"], row["seed"], row["stage"]): row for row in rows}
     lines = []
-    for (task, seed, stage), row in found.items():
-        earlier = {"warm_start": "as_it_comes", "norm_itpo": "warm_start"}.get(stage)
-        base = found.get((task, seed, earlier))
+    for row in rows:
+        base = base_of(row, rows)
         gain = "" if base is None else str(paired_gain(base["outcomes"], row["outcomes"]))
         lines.append(
             {
-                "case": f"{task}, {stage}",
-                "seed": seed,
+                "case": f"{row['task']}, {row['stage']}",
+                "steps": row["steps"],
+                "seed": row["seed"],
                 **{name: str(Estimate(**row["evaluation"][name])) for name in ("outcome", "success", "turns")},
                 "gain": gain,
                 "CPU s": row.get("cpu_seconds", ""),

@@ -44,10 +44,15 @@ def score_table(rows: Rows) -> str:
             reached = [steps_to(r) for r in runs]
             speed = f"{statistics.median(reached):.0f}" if np.isfinite(statistics.median(reached)) else "never"
             gap = "" if credit == "trajectory" or not common_seeds(runs, plain) else gap_cell(runs, plain)
-            means = [str(bootstrap_mean([measure(r) for r in runs])) for measure in (score, area)]
+            means = [mean_cell([measure(r) for r in runs]) for measure in (score, area)]
             lines.append([f"{TITLES[task]}, {estimator}", credit, str(len(runs)), *means, speed, gap])
     header = ["task, estimator", "credit", "seeds", "final score", "area", "steps to 80%", "minus trajectory (p)"]
     return markdown(header, lines)
+
+
+def mean_cell(values: Sequence[float]) -> str:
+    """A mean, with its bootstrap interval where there are at least three values: two have none worth the name."""
+    return str(bootstrap_mean(values)) if len(values) >= 3 else f"{statistics.mean(values):.3f}"
 
 
 def common_seeds(rows: Rows, others: Rows) -> set[int]:
@@ -56,8 +61,10 @@ def common_seeds(rows: Rows, others: Rows) -> set[int]:
 
 
 def gap_cell(rows: Rows, others: Rows) -> str:
-    """A paired difference with its interval and p-value."""
+    """A paired difference with its interval and p-value; below three common seeds the difference alone."""
     gap, p = paired(rows, others)
+    if len(common_seeds(rows, others)) < 3:
+        return f"{gap.mean:+.3f}"
     return f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] ({p:.2f})"
 
 

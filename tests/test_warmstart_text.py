@@ -229,12 +229,13 @@ def test_the_table_of_a_task_follows_from_its_rows():
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import figures
 
-    def row(stage, outcomes, **more):
+    def row(stage, steps, outcomes, **more):
         mean = {"mean": sum(outcomes) / 2, "low": 0.0, "high": 1.0}
         evaluation = {"outcome": mean, "success": mean, "turns": mean, "outcome_name": "rubric"}
         return {
             "task": "math_tutoring",
             "stage": stage,
+            "steps": steps,
             "seed": 0,
             "evaluation": evaluation,
             "outcomes": outcomes,
@@ -242,14 +243,14 @@ def test_the_table_of_a_task_follows_from_its_rows():
         }
 
     rows = [
-        row("warm_start", [0.5, 1.0], cpu_seconds=61.7),
-        row("as_it_comes", [0.0, 0.0]),
-        row("informed", [1.0, 1.0]),
+        row("warm_start", 9, [0.5, 1.0], cpu_seconds=61.7),
+        row("as_it_comes", 0, [0.0, 0.0]),
+        row("informed", 9, [1.0, 1.0]),
     ]
     _, _, first, second, third = figures.text_tables(rows)["text_math_tutoring"].splitlines()
-    assert first.startswith("| as it comes | 0.000 [0.000, 1.000] |") and first.endswith("|  |  |")
-    assert second.startswith("| warm start | 0.750 ") and "0.750 [0.500, 1.000] | 62 |" in second
-    assert third.startswith("| warm start, nothing hidden | 1.000 ") and third.endswith("|  |  |")
+    assert first.startswith("| as it comes | 0 | 0.000 [0.000, 1.000] |") and first.endswith("|  |  |")
+    assert second.startswith("| warm start | 9 | 0.750 ") and "0.750 [0.500, 1.000] | 62 |" in second
+    assert third.startswith("| warm start, nothing hidden | 9 | 1.000 ") and third.endswith("|  |  |")
 
 
 # Bad input
