@@ -38,6 +38,7 @@ from .prm import ImplicitPRM, prm_accuracy, reference
 from .processes import check_processes, check_resumable, checkpoint_note
 from .replay import Judged, Replay, joined
 from .rollout import Episode, play
+from .sidecar import Sidecar
 from .tasks.base import Task
 from .true_credit import true_values
 from .turn_judge import TurnJudge, weigh_turns
@@ -405,16 +406,19 @@ class ITPOTrainer(GRPOTrainer):
 
     # -- checkpoints -----------------------------------------------------------------------------
 
-    def _sidecars(self) -> list:
-        models = [part.sidecar for part in (self.prm, self.critic, self.value_model) if part is not None]
-        return models if self.replay is None else [*models, self.replay]
+    def _sidecars(self) -> list[Sidecar]:
+        return [part.sidecar for part in (self.prm, self.critic, self.value_model) if part is not None]
+
+    def _stateful(self) -> list[Sidecar | Replay]:
+        """What a checkpoint holds beyond the policy."""
+        return [*self._sidecars(), *([] if self.replay is None else [self.replay])]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            for sidecar in self._sidecars():
-                sidecar.save(folder)
+            for part in self._stateful():
+                part.save(folder)
             note = checkpoint_note(self.args, self.state.global_step)
             (folder / COMPLETE).write_text(json.dumps(note) + "\n")
 
@@ -423,8 +427,8 @@ class ITPOTrainer(GRPOTrainer):
             check_resumable(Path(checkpoint) / COMPLETE, self.args)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            for sidecar in self._sidecars():
-                sidecar.load(Path(checkpoint))
+            for part in self._stateful():
+                part.load(Path(checkpoint))
 
 
 def latest_checkpoint(run: Path) -> Path | None:
