@@ -93,5 +93,10 @@ class GracefulStop(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give Ctrl-C back; also for a training that ended in an error, of which no callback hears."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+            self._before = None

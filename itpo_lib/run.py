@@ -145,7 +145,10 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     with trainer.accelerator.main_process_first():  # the others read what it wrote
         before = _evaluate_before(settings, trainer)
     checkpoint = latest_checkpoint(out) if resume else None
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    finally:
+        stop.release()
     result = RunResult(settings, before, None, task_ceiling(trainer.task), trainer, stopped=stop.asked)
     if not stop.asked and trainer.accelerator.is_main_process:
         finish(result, time.perf_counter() - began)

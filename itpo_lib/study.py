@@ -99,6 +99,7 @@ def run_cell(cell: Cell, eval_dialogues: int = 512) -> dict[str, Any]:
     from .evaluate import evaluate
     from .run import RunSettings, build_trainer, task_ceiling
 
+    start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         settings = RunSettings(
             task=cell.task,
@@ -116,7 +117,7 @@ def run_cell(cell: Cell, eval_dialogues: int = 512) -> dict[str, Any]:
         measuring = time.process_time() - began
         trainer.train()
         after = evaluate(trainer.model.eval(), trainer.chat, trainer.task, eval_dialogues)[0]
-        seconds = time.process_time() - measuring - probe.cpu_seconds
+        seconds = time.process_time() - start - measuring - probe.cpu_seconds
         greedy = evaluate(trainer.model, trainer.chat, trainer.task, eval_dialogues, temperature=0.0)[0]
         history = [row for row in trainer.state.log_history if "outcome" in row]
     curve = {name: [round(row.get(name, float("nan")), 4) for row in history] for name in ("step", *CURVES)}

@@ -39,8 +39,8 @@ def test_pickled_weights_are_not_loaded(checkpoint):
 
 
 def test_a_missing_warm_start_says_how_to_make_one():
-    with pytest.raises(ItpoError, match="itpo warmstart --task math_tutoring --difficulty stress"):
-        load_policy("tiny", "math_tutoring", difficulty="stress")
+    with pytest.raises(ItpoError, match="itpo warmstart --task math_tutoring --difficulty easy"):
+        load_policy("tiny", "math_tutoring", difficulty="easy")
 
 
 def test_a_corrupt_run_is_named(tmp_path):

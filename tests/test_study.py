@@ -170,7 +170,7 @@ def test_a_row_holds_curve_and_truth():
     assert made["curve"]["step"] == [1, 2] and len(made["curve"]["outcome"]) == 2
     (probe,) = made["truth"]
     assert probe["step"] == 2 and 0 <= probe["best_by_chance"] <= 1
-    assert 0 < made["cpu_seconds"] < 120
+    assert made["cpu_seconds"] > 0
 
 
 def test_committed_tables_and_figures_follow_from_the_committed_rows():

@@ -292,3 +292,20 @@ def test_the_order_of_update_and_score_matters(tmp_path):
     rows = [row[row != 0].unique() for row in first if (row != 0).any()]
     assert rows and all(len(values.round(decimals=5).unique()) == 1 for values in rows)
     assert (scores["update_then_score"] - first).abs().max() > 1e-4
+
+
+def test_a_training_that_fails_gives_ctrl_c_back(tmp_path):
+    from transformers import TrainerCallback
+
+    from itpo_lib.run import RunSettings, train
+
+    class Breaks(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            raise ItpoError("broken on purpose")
+
+    before = signal.getsignal(signal.SIGINT)
+    options = {"max_steps": 2, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    settings = RunSettings(out=str(tmp_path / "run"), device="cpu", eval_dialogues=4, options=options)
+    with pytest.raises(ItpoError, match="broken on purpose"):
+        train(settings, callbacks=[Breaks()])
+    assert signal.getsignal(signal.SIGINT) is before
