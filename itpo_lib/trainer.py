@@ -153,15 +153,14 @@ class ITPOTrainer(GRPOTrainer):
     def _make_critic(self, policy: PreTrainedModel, name: str) -> Critic:
         """PPO's critic learns the returns of whatever credit; the value model of credit "value" learns outcomes."""
         args = self.args
+        micro_batch = args.micro_batch_size if self.frozen is None else None  # full copies: as results were published
         return Critic(
             policy,
             args.critic_learning_rate,
             clip=args.critic_clip,
             epochs=args.critic_epochs,
             name=name,
-            micro_batch=args.micro_batch_size
-            if self.frozen is None
-            else None,  # full copies: as results were published
+            micro_batch=micro_batch,
         )
 
     # -- rollout ---------------------------------------------------------------------------------
