@@ -200,18 +200,27 @@ def test_hostile_text_is_shown_and_never_run(notebook, lab, browser):
 
 
 DASHBOARD = """
+import pathlib, time
 from itpo_lib.run import RunSettings, build_trainer
 from itpo_lib.widgets import TrainingDashboard
 trainer = build_trainer(RunSettings(out="run", device="cpu", options={"max_steps": 120, "save_strategy": "no"}))
 dashboard = TrainingDashboard(ceiling=0.99)
 dashboard.watch(trainer)
+
+
+def train_twice():  # the second time when the test says so
+    trainer.train()
+    while not pathlib.Path("again").exists():
+        time.sleep(0.05)
+    trainer.train()
+
+
 dashboard
 """
 
 
 def test_training_dashboard(notebook, lab):
-    twice = "dashboard.start(lambda: [trainer.train() for _ in range(2)])"  # the second run is stopped by mouse
-    book = notebook("dashboard", DASHBOARD, twice, "print('free', 6 * 7)")
+    book = notebook("dashboard", DASHBOARD, "dashboard.start(train_twice)", "print('free', 6 * 7)")
     page, status = book.page, book.page.get_by_role("status")
     stop = page.get_by_role("button", name="Stop and save")
     expect(status).to_contain_text(
@@ -220,9 +229,11 @@ def test_training_dashboard(notebook, lab):
     expect(page.locator(".itpo-view .bubble").first).to_be_visible()
     expect(page.get_by_text("free 42")).to_be_visible()  # other cells run meanwhile
     stop.press("Enter")
-    expect(status).to_contain_text("Step 0 of 120: running", timeout=60_000)
+    expect(status).to_contain_text("stopped and saved", timeout=60_000)
+    expect(stop).to_be_disabled()
     saved = list((lab[1] / "run").glob("checkpoint-*/model.safetensors"))
     assert len(saved) == 1 and int(saved[0].parent.name.partition("-")[2]) >= 12
+    (lab[1] / "again").touch()  # now by mouse
     expect(status).to_contain_text(re.compile(r"Step [1-9]\d* of 120, success 0\.\d\d: running"), timeout=120_000)
     stop.click()
     expect(status).to_contain_text("stopped and saved", timeout=60_000)
