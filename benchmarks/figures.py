@@ -18,14 +18,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from length_pull import RULES, TRUTH
 from matplotlib.figure import Figure
 from text_learning import base_of
 from variants import VARIANTS, variant_of
 
 from itpo_lib.evaluate import Estimate, paired_gain
 from itpo_lib.plots import STYLE, smooth
-from itpo_lib.study import area, read_rows, score, wins
-from itpo_lib.study_plots import curve_figure, look, probes_by_step, score_figure
+from itpo_lib.study import agreement_by_phase, area, read_rows, score, wins
+from itpo_lib.study_plots import curve_figure, look, probe_figure, score_figure
 from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, mean_cell, score_table
 
 ROOT = Path(__file__).parents[1]
@@ -80,14 +81,15 @@ def win_table(rows: Rows) -> str:
 
 
 def truth_table(rows: Rows) -> str:
-    """Agreement of each method's credit with the true credit, early, midway and late."""
+    """Agreement of each method's credit with the true credit of failures, early, midway and late."""
     lines = []
     for (task, credit), runs in grouped([r for r in rows if r["truth"]], "task", "credit").items():
-        for step, probes in probes_by_step(runs).items():
-            means = {n: np.nanmean([p[n] for p in probes]) for n in probes[0]}
-            sides = [f"{means[s]:.2f} ({means[f'{s}_by_chance']:.2f})" for s in ("best", "worst")]
-            lines.append([TITLES[task], credit, str(step), *sides, f"{means['tau']:+.2f}"])
-    return markdown(["task", "credit", "step", "best turn (chance)", "worst turn (chance)", "τ within"], lines)
+        for phase, found in agreement_by_phase(runs).items():
+            sides = [f"{found[s]:.2f} ({found[f'{s}_by_chance']:.2f})" for s in ("best", "worst")]
+            sides += [f"{found['last_is_worst']:.2f}", f"{found['tau']:+.2f}"]
+            lines.append([f"{TITLES[task]}, {credit}", str(len(runs)), phase, str(found["dialogues"]), *sides])
+    header = ["credit", "seeds", "part of training", "failures", "best turn (chance)", "worst turn (chance)"]
+    return markdown([*header, "blaming the last", "τ within"], lines)
 
 
 def variants_table(rows: Rows) -> str:
@@ -120,9 +122,12 @@ def text_tables(rows: Rows) -> dict[str, str]:
             base = base_of(row, cell)
             gain = "" if base is None else str(paired_gain(base["outcomes"], row["outcomes"]))
             seconds = f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else ""
-            lines.append([STAGES[row["stage"]], str(row["steps"]), *map(str, means), gain, seconds])
-        name = cell[0]["evaluation"]["outcome_name"]
-        header = ["SmolLM2-135M", "warm start's steps", name, "success", "turns", "gain", "CPU s, training"]
+            name = STAGES[row["stage"]] + (
+                f", {row['rl_steps']} steps at {row['rl_rate']:g}" if "rl_steps" in row else ""
+            )
+            lines.append([name, str(row["steps"]), *map(str, means), gain, seconds])
+        outcome = cell[0]["evaluation"]["outcome_name"]
+        header = ["SmolLM2-135M", "warm start's steps", outcome, "success", "turns", "gain", "CPU s, training"]
         tables[f"text_{task}"] = markdown(header, lines)
     return tables
 
@@ -147,6 +152,23 @@ def length_figure(rows: Rows) -> Figure:
     return figure
 
 
+def pull_figure(rows: Rows) -> Figure:
+    """What each rule would have paid for asking once more, on the batches of one run: mean and range of the seeds."""
+    with plt.rc_context({**STYLE, "figure.figsize": (9, 4.2)}):
+        figure, axis = plt.subplots(layout="constrained")
+        for i, name in enumerate((*RULES, TRUTH)):
+            known = [r for r in rows if name in r["pull"]]
+            lines = np.array([[r["pull"][name] for r in runs] for runs in grouped(known, "seed").values()])
+            steps, window = sorted({r["step"] for r in known}), 1 if name == TRUTH else 3
+            lines = np.array([smooth(line, window) for line in lines])
+            axis.fill_between(steps, lines.min(0), lines.max(0), color=look(i)["color"], alpha=0.12, linewidth=0)
+            axis.plot(steps, lines.mean(0), label=name, markevery=1 if name == TRUTH else 4, markersize=5, **look(i))
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(xlabel="training step", ylabel="advantage of asking\nminus that of answering")
+        figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
 def svg(figure: Figure) -> str:
     """An SVG that is the same on every machine."""
     buffer = io.StringIO()
@@ -161,8 +183,8 @@ def svg(figure: Figure) -> str:
 
 def products() -> dict[Path, str]:
     """Every file that is built, with its contents; files whose rows do not exist yet are left as they are."""
-    names = ("bar", "tuning", "study", "variants")
-    bar, tuning, study, variants = (read_rows(RESULTS / f"{name}.jsonl") for name in names)
+    names = ("bar", "tuning", "study", "variants", "length_pull")
+    bar, tuning, study, variants, pulls = (read_rows(RESULTS / f"{name}.jsonl") for name in names)
     tables = {"bar": bar_table(bar)} if bar else {}
     tables |= text_tables(read_rows(RESULTS / "text_learning.jsonl"))
     built: dict[Path, str] = {}
@@ -174,9 +196,14 @@ def products() -> dict[Path, str]:
             PICTURES / "study_scores.svg": svg(score_figure(study)),
             PICTURES / "study_curves.svg": svg(curve_figure(study)),
         }
+        mathematics = [r for r in study if r["task"] == "math_tutoring" and r["truth"]]
+        if mathematics:
+            built[PICTURES / "study_truth.svg"] = svg(probe_figure(mathematics))
     if variants:
         tables["variants"] = variants_table(variants)
         built[PICTURES / "study_lengths.svg"] = svg(length_figure(variants))
+    if pulls:
+        built[PICTURES / "study_pull.svg"] = svg(pull_figure(pulls))
     fill = lambda match: f"{match[1]}{tables[match[2]]}{match[3]}" if match[2] in tables else match[0]  # noqa: E731
     return {**built, **{page: BLOCK.sub(fill, page.read_text()) for page in PAGES if page.exists()}}
 

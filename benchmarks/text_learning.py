@@ -3,6 +3,7 @@
     python benchmarks/text_learning.py --tasks medical_recommendation        # all stages, on one CPU thread
     python benchmarks/text_learning.py --stages warm_start informed          # the warm start alone, all three tasks
     python benchmarks/text_learning.py --device auto --rl-steps 100 --batches 16 --out gpu.jsonl --work runs/gpu
+    python benchmarks/text_learning.py --tasks document_writing --steps 40   # its dialogues are long, and soon learned
     python benchmarks/text_learning.py --stages                              # only the table of what has been run
 
 Stages: as_it_comes, warm_start, informed (the warm start where openings hide nothing), norm_itpo (with RLOO, from the
@@ -43,7 +44,6 @@ OPTIONS: dict[str, Any] = {
     "num_generations": 4,
     "per_device_train_batch_size": 8,
     "num_iterations": 2,
-    "learning_rate": 3e-4,
     "lr_scheduler_type": "linear",
     "prm_learning_rate": 3e-4,
     "prm_beta": 0.05,
@@ -96,6 +96,7 @@ def reinforced(choice: argparse.Namespace, settings: WarmStart, start: Path) -> 
     options = {
         **OPTIONS,
         "max_steps": choice.rl_steps,
+        "learning_rate": choice.rl_rate,
         "gradient_accumulation_steps": choice.batches,
         "bf16": fast_bf16(torch.device("cuda" if on_gpu else "cpu")),
     }
@@ -152,6 +153,8 @@ def run_task(task: str, choice: argparse.Namespace) -> None:
     for stage in choice.stages:
         steps = 0 if stage == "as_it_comes" else choice.steps
         key = {"task": task, "stage": stage, "steps": steps, "seed": choice.seed}
+        if stage == "norm_itpo":
+            key |= {"rl_steps": choice.rl_steps, "rl_rate": choice.rl_rate}
         if any(key.items() <= row.items() for row in read_rows(choice.out)):
             continue
         row = {**key, **stages[stage](), "machine": machine(choice.device)}
@@ -178,7 +181,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
         lines.append(
             {
                 "case": f"{row['task']}, {row['stage']}",
-                "steps": row["steps"],
+                "steps": " + ".join(str(row[name]) for name in ("steps", "rl_steps") if name in row),
                 "seed": row["seed"],
                 **{name: str(Estimate(**row["evaluation"][name])) for name in ("outcome", "success", "turns")},
                 "gain": gain,
@@ -196,6 +199,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2", help="what the warm start starts from")
     parser.add_argument("--steps", type=int, default=120, help="steps of the warm start")
     parser.add_argument("--rl-steps", type=int, default=20, help="optimiser steps of RL, two a batch")
+    parser.add_argument("--rl-rate", type=float, default=3e-4, help="learning rate of RL's adapters")
     parser.add_argument("--batches", type=int, default=2, help="a batch of RL has 8 dialogues times this")
     parser.add_argument("--n", type=int, default=64, help="validation dialogues of each evaluation")
     parser.add_argument("--seed", type=int, default=0)

@@ -67,6 +67,9 @@ class ITPOConfig(GRPOConfig):
     critic_epochs: int = field(default=2, metadata={"help": "Passes of the critic over each batch (PPO, credit value)"})
     critic_clip: float = field(default=0.2, metadata={"help": "Clip of the value loss (PPO, credit value)"})
     micro_batch_size: int | None = field(default=None, metadata={"help": "Rows per scoring pass; default: all"})
+    rollout_waves: int = field(
+        default=1, metadata={"help": "Parts of a batch that take turns: one generates while another's users think"}
+    )
     max_failed_share: float = field(default=0.25, metadata={"help": "Stop if more of a batch's dialogues failed"})
     # TRL fields with another default
     num_generations: int = 8
@@ -99,6 +102,10 @@ class ITPOConfig(GRPOConfig):
             f"num_generations must be >= 2 (a group of one has no baseline), got {self.num_generations}",
         )
         require(self.prm_replay >= 0, f"prm_replay must be >= 0 dialogues, got {self.prm_replay}")
+        require(
+            isinstance(self.rollout_waves, int) and self.rollout_waves >= 1,
+            f"rollout_waves must be an integer >= 1, got {self.rollout_waves!r}",
+        )
         require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
         shareless = self.credit not in GIVES_SHARES and self.baseline not in ("auto", "turn", "official")
         require(

@@ -82,8 +82,11 @@ def over_training(
     return figure
 
 
-def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence[int]) -> Figure:
-    """Best-turn and worst-turn agreement over training; dotted in the same colour, chance on the same dialogues."""
+def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence[int] | Sequence[str]) -> Figure:
+    """Best-turn and worst-turn agreement over training; dotted in the same colour, chance on the same dialogues.
+
+    `steps` are training steps, or names of the parts of training.
+    """
     import matplotlib.pyplot as plt
 
     with plt.rc_context({**STYLE, "figure.figsize": (9, 3.8)}):
@@ -94,7 +97,8 @@ def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence
                 chance = [getattr(row, f"{side}_by_chance") for row in rows]
                 axis.plot(steps, found, markersize=5, label=name, **look(i))
                 axis.plot(steps, chance, color=look(i)["color"], linestyle=":", linewidth=1.5)
-            axis.set(xlabel="training step", title=f"names a truly {side} turn", ylim=(0, 1.05))
+            label = "part of training" if steps and isinstance(steps[0], str) else "training step"
+            axis.set(xlabel=label, title=f"names a truly {side} turn", ylim=(0, 1.05))
         axes[0].plot([], [], color=GREY, linestyle=":", label="by chance")
         figure.legend(handles=axes[0].get_legend_handles_labels()[0], ncols=min(4, len(methods) + 1), **BELOW)
     return figure

@@ -46,6 +46,26 @@ def token_logprobs(
     return result.masked_scatter(mask, chosen)
 
 
+def loss_logprobs(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """log π and entropy in nats of the tokens that a loss counts, both (B, T), fp32 or better; 0 elsewhere.
+
+    TRL's layout: `input_ids` and `attention_mask` (B, P+T) with prompts padded on the left, completions on the right;
+    `mask` (B, T) marks the counted completion tokens, and only they reach the LM head. No gradient flows into the entropy.
+    """
+    counted = mask.bool()
+    states = backbone(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    width = mask.shape[1]
+    logits = lm_logits(model, states[:, -width - 1 : -1][counted]) / temperature  # (N, V), N counted tokens
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(-1, input_ids[:, -width:][counted][:, None])[:, 0]
+    with torch.no_grad():
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+    nothing = torch.zeros(mask.shape, dtype=chosen.dtype, device=mask.device)
+    return nothing.masked_scatter(counted, chosen), nothing.masked_scatter(counted, entropies)
+
+
 def micro_batches(batch: DialogueBatch, size: int | None) -> list[Tensor]:
     """Indices of all rows in groups of at most `size`, sorted by length; one group in the batch's order if they fit."""
     if size is None or len(batch) <= size:

@@ -1,8 +1,16 @@
-"""Playing whole dialogues: the policy and the users take turns until each dialogue ends."""
+"""Playing whole dialogues: the policy and the users take turns until each dialogue ends.
+
+The dialogues are played in waves. A wave generates one turn of all its dialogues and asks their users; while these
+think, the other waves generate. A dialogue has random numbers of its own, so the waves do not change what is said:
+the sampled tokens are the same, and log-probs agree up to the rounding of another batch size.
+
+Each wave has a generator, and so a key-value cache, of its own. Together the caches hold as many rows as the one of a
+single wave would, and all of them stay in memory until their waves are over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +44,27 @@ def play(
     temperature: float = 1.0,
     limits: Limits | None = None,
     generator: GeneratorFactory = CachedGenerator,
+    waves: int = 1,
 ) -> list[Dialogue]:
     """Play all episodes side by side and give each its outcome; the result keeps their order.
 
-    A user or a judge that fails (`DialogueFailed`) ends its dialogue alone, with `failure` set and
+    With two `waves` or more, some users think while the policy speaks to others. It pays where users wait for a
+    server. A user or a judge that fails (`DialogueFailed`) ends its dialogue alone, with `failure` set and
     no outcome.
     """
     require(len(episodes) > 0, "no episodes to play")
     dialogues, users = open_dialogues(chat, task, episodes)
     return continue_from(
-        model, chat, task, episodes, dialogues, users, temperature=temperature, limits=limits, generator=generator
+        model,
+        chat,
+        task,
+        episodes,
+        dialogues,
+        users,
+        temperature=temperature,
+        limits=limits,
+        generator=generator,
+        waves=waves,
     )
 
 
@@ -60,26 +79,45 @@ def continue_from(
     temperature: float = 1.0,
     limits: Limits | None = None,
     generator: GeneratorFactory = CachedGenerator,
+    waves: int = 1,
 ) -> list[Dialogue]:
     """Play dialogues on to their ends, in place, from wherever they stand; the assistant is next.
 
     `users` are as they were after the last message. An episode's seed is the sampler's from here on.
     """
     require(temperature >= 0.0, f"temperature must be >= 0, got {temperature}")
+    require(waves >= 1, f"waves must be >= 1, got {waves}")
     limits = limits or task.limits
     check_context_length(model, dialogues, limits)
     streams = [np.random.default_rng([2, episode.seed]) for episode in episodes]
-    sampler = generator(model, chat.control_ids, temperature)
-    rows, new_ids = list(range(len(dialogues))), [d.prompt_ids + d.completion_ids for d in dialogues]
-    while rows:
-        uniforms = torch.tensor(np.stack([streams[row].random(limits.max_turn_tokens) for row in rows]))
-        turns = sampler.generate(rows, new_ids, uniforms)
-        for row, turn in zip(rows, turns, strict=True):
-            dialogues[row].add_assistant(turn.ids, turn.logprobs, chat.text(turn.ids))
-        replies = reply_all([users[row] for row in rows], [dialogues[row] for row in rows])
-        rows, new_ids = continue_dialogues(chat, dialogues, rows, turns, replies, limits)
+
+    def wave(rows: list[int]) -> Iterator[bool]:
+        """Play `rows` to their ends; yields whenever their users have been asked."""
+        sampler = generator(model, chat.control_ids, temperature)
+        new_ids = [dialogues[row].prompt_ids + dialogues[row].completion_ids for row in rows]
+        while rows:
+            uniforms = torch.tensor(np.stack([streams[row].random(limits.max_turn_tokens) for row in rows]))
+            turns = sampler.generate(rows, new_ids, uniforms)
+            for row, turn in zip(rows, turns, strict=True):
+                dialogues[row].add_assistant(turn.ids, turn.logprobs, chat.text(turn.ids))
+            pending = [users[row].start_reply(dialogues[row].messages[-1]["content"]) for row in rows]
+            yield True
+            rows, new_ids = continue_dialogues(chat, dialogues, rows, turns, finish_all(pending), limits)
+
+    take_turns([wave(rows) for rows in split_rows(len(dialogues), waves)])
     judge_all(task, [episode.goal for episode in episodes], dialogues)
     return dialogues
+
+
+def split_rows(n: int, waves: int) -> list[list[int]]:
+    """Rows 0 to n-1 in at most `waves` runs of nearly equal length; neighbours often share a prompt, and stay together."""
+    return [part.tolist() for part in np.array_split(np.arange(n), min(waves, n))]
+
+
+def take_turns(waves: list[Iterator[bool]]) -> None:
+    """Let each wave go on until it yields, one after the other, until all are over."""
+    while waves:
+        waves = [wave for wave in waves if next(wave, False)]
 
 
 def open_dialogues(chat: ChatFormat, task: Task, episodes: Sequence[Episode]) -> tuple[list[Dialogue], list[User]]:
@@ -92,9 +130,8 @@ def open_dialogues(chat: ChatFormat, task: Task, episodes: Sequence[Episode]) ->
     return dialogues, users
 
 
-def reply_all(users: Sequence[User], dialogues: Sequence[Dialogue]) -> list[Reply | DialogueFailed]:
-    """Every user's answer to the last assistant turn; a failure takes the place of its answer."""
-    pending = [u.start_reply(d.messages[-1]["content"]) for u, d in zip(users, dialogues, strict=True)]
+def finish_all(pending: Sequence[Callable[[], Reply]]) -> list[Reply | DialogueFailed]:
+    """Wait for every user's answer; a failure takes the place of its answer."""
     replies: list[Reply | DialogueFailed] = []
     for finish in pending:
         try:

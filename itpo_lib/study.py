@@ -29,13 +29,14 @@ from .errors import ItpoError, require, unknown_name
 from .evaluate import Estimate, bootstrap_mean
 
 TOLERANCE = 0.1  # turns whose true credits differ by less count as equal: above the standard error of the truth
-PROBED_DIALOGUES, PROBE_SAMPLES = 32, 32
+FAILURE = 0.5  # outcomes below it are probed
+PROBED_FAILURES, PROBE_SAMPLES = 16, 32  # of a batch, and continuations from each boundary
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run. `options` are fields of `ITPOConfig` that differ from the preset; `probes` are the steps at which
-    the credit of the newest dialogues is compared with the truth."""
+    the credit of the newest failures is compared with the truth."""
 
     task: str
     credit: str
@@ -63,7 +64,11 @@ def grid(
 
 
 class TruthProbe(TrainerCallback):
-    """At given steps, compares the credit that the trainer just gave with the true credit of those dialogues."""
+    """At given steps, compares the credit that the trainer just gave with the true credit, on dialogues that failed.
+
+    Why failures: once most dialogues succeed, the turns of a success are worth the same up to the error of the
+    truth, and no credit can be told from another. A failure always has a turn at which the value fell.
+    """
 
     def __init__(self, steps: Sequence[int]):
         self.steps, self.cpu_seconds = frozenset(steps), 0.0
@@ -73,21 +78,26 @@ class TruthProbe(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps and self.trainer is not None:
             began = time.process_time()
-            self.rows.append({"step": state.global_step, **self._compare(self.trainer)})
+            played = self.trainer.dialogues
+            failed = [i for i, d in enumerate(played) if d.outcome is not None and d.outcome < FAILURE]
+            if failed:
+                self.rows.append({"step": state.global_step, **self._compare(failed[:PROBED_FAILURES])})
             self.cpu_seconds += time.process_time() - began
 
-    def _compare(self, trainer: Any) -> dict[str, float]:
+    def _compare(self, which: list[int]) -> dict[str, float]:
         from .true_credit import true_values
 
-        played = trainer.dialogues[:PROBED_DIALOGUES]
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        truth = true_values(policy, trainer.chat, trainer.task, played, PROBE_SAMPLES, seed=trainer.state.global_step)
-        given = trainer.turn_credit()[: len(played)].cpu().numpy()
+        trainer = self.trainer
+        policy, step = trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step
+        played = [trainer.dialogues[i] for i in which]
+        truth = true_values(policy, trainer.chat, trainer.task, played, PROBE_SAMPLES, seed=step)
+        given = trainer.turn_credit()[which].cpu().numpy()
         mask, true = truth.mask.numpy(), truth.credit.numpy()
         found = agreement(given, true, mask, TOLERANCE)
+        last = agreement(-mask.cumsum(1), true, mask, TOLERANCE).worst  # as if the last turn were always to blame
         groups = np.repeat(np.arange(len(mask)), mask.sum(1))
         tau, counted = kendall_within(given[mask], true[mask], groups)
-        measured = {**asdict(found), "tau": tau, "tau_dialogues": counted}
+        measured = {**asdict(found), "last_is_worst": last, "tau": tau, "tau_dialogues": counted}
         return {name: round(value, 4) for name, value in measured.items()}
 
 
@@ -277,3 +287,28 @@ def wins(groups: dict[str, Sequence[dict[str, Any]]]) -> dict[tuple[str, str], f
         if gaps:
             table[a, b] = float(np.mean([0.5 if gap == 0 else gap > 0 for gap in gaps]))
     return table
+
+
+PHASES = ("early", "middle", "late")  # thirds of a run
+
+
+def agreement_by_phase(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The probes of all rows pooled by third of training; each dialogue counts once."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        for probe in row["truth"]:
+            phase = PHASES[min(2, 3 * (int(probe["step"]) - 1) // row["steps"])]
+            found.setdefault(phase, []).append(probe)
+    return {phase: pooled(found[phase]) for phase in PHASES if phase in found}
+
+
+def pooled(probes: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means of the probes' measures, weighted by the dialogues that counted in each; and how many those were."""
+    counts = {"dialogues": sum(p["dialogues"] for p in probes)}
+    counts["tau_dialogues"] = sum(p["tau_dialogues"] for p in probes)
+    means = {}
+    for name in ("best", "worst", "best_by_chance", "worst_by_chance", "last_is_worst", "tau"):
+        weight = "tau_dialogues" if name == "tau" else "dialogues"
+        total = sum(p[name] * p[weight] for p in probes if p[weight])
+        means[name] = total / counts[weight] if counts[weight] else float("nan")
+    return {**means, **counts}

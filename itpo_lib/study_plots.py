@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from .diagnostics import Agreement
 from .errors import require
 from .evaluate import bootstrap_mean
 from .plots import COLOURS, STYLE, smooth
-from .study import score
+from .study import PHASES, agreement_by_phase, score
 from .study_tables import TITLES, Rows, grouped
 
 if TYPE_CHECKING:
@@ -82,23 +82,15 @@ def no_rows() -> Figure:
     return figure
 
 
-def probes_by_step(runs: Rows) -> dict[int, list[dict[str, float]]]:
-    """All seeds' probes of one method, by training step."""
-    found: dict[int, list[dict[str, float]]] = {}
-    for probe in itertools.chain.from_iterable(r["truth"] for r in runs):
-        found.setdefault(probe["step"], []).append(probe)
-    return dict(sorted(found.items()))
-
-
 def probe_figure(rows: Rows) -> Figure:
-    """How often each method's credit names a truly best or worst turn, mean over seeds, at the probed steps (RLOO)."""
+    """How often each method's credit names a truly best or worst turn of a failure, by third of training (RLOO)."""
     probed = [r for r in rows if r["truth"] and r["estimator"] == "rloo"]
     require(bool(probed), "no row compares its credit with the truth: run the study with --probes")
-    names = ("best", "worst", "best_by_chance", "worst_by_chance")
-    methods, steps = {}, sorted(set.intersection(*({probe["step"] for probe in r["truth"]} for r in probed)))
-    for (credit,), runs in grouped(probed, "credit").items():
-        found = probes_by_step(runs)
-        means = [{name: float(np.nanmean([p[name] for p in found[step]])) for name in names} for step in steps]
-        counts = [int(sum(p["dialogues"] for p in found[step])) for step in steps]
-        methods[credit] = [Agreement(**mean, dialogues=n) for mean, n in zip(means, counts, strict=True)]
-    return agreement_figure(methods, steps)
+    found = {credit: agreement_by_phase(runs) for (credit,), runs in grouped(probed, "credit").items()}
+    phases = [phase for phase in PHASES if all(phase in measured for measured in found.values())]
+    names = [field.name for field in fields(Agreement)]
+    methods = {
+        credit: [Agreement(**{name: measured[phase][name] for name in names}) for phase in phases]  # type: ignore[arg-type]
+        for credit, measured in found.items()
+    }
+    return agreement_figure(methods, phases)

@@ -8,7 +8,6 @@ policy, and replaces the advantages in the batch.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -22,45 +21,33 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
+from .batch_metrics import outcome_metrics, policy_metrics, speech_metrics
 from .batching import regroup_by_length
 from .chat import ChatFormat
+from .companions import make_critic, make_prm, prm_lesson, value_lesson
 from .config import ITPOConfig
-from .credit import unit_firsts
-from .critic import Critic
-from .diagnostics import distinct_questions
 from .dialogue import Dialogue, DialogueBatch, collate
-from .errors import ItpoError, require
+from .errors import ItpoError
 from .generation import CachedGenerator
 from .learning import Experience, token_advantages, turn_credit
-from .logprobs import token_logprobs
+from .logprobs import loss_logprobs, token_logprobs
 from .out_of_memory import PLAYING, SCORING, TRAINING, memory_advice
-from .prm import ImplicitPRM, prm_accuracy, reference
-from .processes import check_processes, check_resumable, checkpoint_note
-from .replay import Judged, Replay, joined
+from .prm import reference
+from .processes import check_processes, check_resumable
+from .replay import Judged, Replay
+from .resuming import COMPLETE, check_save_steps, complete_checkpoint, latest_checkpoint
 from .rollout import Episode, play
 from .sidecar import Sidecar
 from .tasks.base import Task
+from .trl_rows import check_dataset, check_failures, goal_dataset, outcome_reward, rollout_columns
 from .true_credit import true_values
 from .turn_judge import TurnJudge, weigh_turns
 from .vllm_generation import VLLMBackend
 
-COMPLETE = "itpo_complete.json"  # written last: a checkpoint without it was cut off while saving
+__all__ = ["COMPLETE", "ITPOTrainer", "goal_dataset", "latest_checkpoint", "outcome_reward"]
+
+BIG_VOCABULARY = 4096  # above it TRL's LM head takes half of a step on a CPU
 ORDERLESS_LOSSES = ("dapo", "grpo", "dr_grpo", "cispo")  # no normalising within a slice
-PROBE_ROWS = 4  # dialogues on which the sampler's log-probs are compared with the trainer's
-
-
-def goal_dataset(task: Task, n: int, split: str = "train") -> Dataset:
-    """`n` goals of a task as the rows that the trainer draws from."""
-    size = task.size(split)
-    n = n if size is None else min(n, size)
-    require(n > 0, f"task {task.name!r} ({task.scale}) has no goals in split {split!r}: the dataset is empty")
-    goals = [task.goal(i, split) for i in range(n)]
-    return Dataset.from_list([{"prompt": task.opening_messages(g), "goal_index": g.index} for g in goals])
-
-
-def outcome_reward(completions: list, outcome: list[float | None], **_: Any) -> list[float | None]:
-    """TRL's reward function: the outcome that the rollout found; None for a failed dialogue."""
-    return outcome
 
 
 class ITPOTrainer(GRPOTrainer):
@@ -92,12 +79,8 @@ class ITPOTrainer(GRPOTrainer):
         groups = (args.generation_batch_size or 0) // args.num_generations  # TRL has set it by now
         if train_dataset is None:
             train_dataset = goal_dataset(task, n=max(groups, min(4096, groups * max(args.max_steps, 64))))
-        require(len(train_dataset) > 0, "train_dataset is empty; it needs rows with prompt and goal_index")
-        require(
-            len(train_dataset) >= groups,
-            f"train_dataset has {len(train_dataset)} goals, fewer than the {groups} prompts of one batch",
-        )
-        self._check_save_steps(args)
+        check_dataset(train_dataset, groups)
+        check_save_steps(args)
         check_processes(args, adapters=peft_config is not None)
         frozen = None if peft_config is not None else copy.deepcopy(model).requires_grad_(False).eval()
         kl_coef, args.beta = args.beta, 0.0  # TRL must not load a second reference: ours serves KL and PRM
@@ -116,52 +99,18 @@ class ITPOTrainer(GRPOTrainer):
         self.vllm = VLLMBackend(self.vllm_generation, self.accelerator, shared) if args.use_vllm else None
         self.frozen = None if frozen is None else frozen.to(self.accelerator.device)
         policy = self.accelerator.unwrap_model(self.model)
-        self.prm = self._make_prm(policy) if args.needs_prm else None
+        self.prm = make_prm(policy, args) if args.needs_prm else None
         self.replay = Replay(args.prm_replay) if args.needs_prm and args.prm_replay else None
-        self.critic = self._make_critic(policy, "critic") if args.estimator == "ppo" else None
-        self.value_model = self._make_critic(policy, "value") if args.credit == "value" else None
+        adapters = peft_config is not None
+        self.critic = make_critic(policy, args, "critic", adapters) if args.estimator == "ppo" else None
+        self.value_model = make_critic(policy, args, "value", adapters) if args.credit == "value" else None
         self.dialogues: list[Dialogue] = []  # the newest batch, for callbacks and widgets
         self.experience: Experience | None = None  # what was learned from it
         self._credit_seed = 0
+        alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cpu"
+        self.light_head = alone and policy.config.get_text_config().vocab_size > BIG_VOCABULARY
         self._scoring = False  # inside TRL's scoring of a fresh batch
         self._generation = (-1, 0)  # optimizer step, and how many batches were played in it
-
-    @staticmethod
-    def _check_save_steps(args: ITPOConfig) -> None:
-        """A checkpoint inside a reused generation could not resume exactly; refuse the setting."""
-        reuse = args.steps_per_batch
-        steps = args.save_steps
-        require(
-            reuse <= 1 or args.save_strategy == "no" or (steps >= 1 and steps % reuse == 0),
-            f"save_steps={steps} must be a multiple of {reuse}, the optimizer steps that share one batch of dialogues",
-        )
-
-    def _make_prm(self, policy: PreTrainedModel) -> ImplicitPRM:
-        args = self.args
-        return ImplicitPRM.beside(
-            policy,
-            beta=args.prm_beta,
-            lr=args.prm_learning_rate,
-            max_grad_norm=args.prm_max_grad_norm,
-            mini_batch=args.prm_mini_batch_size,
-            epochs=args.prm_epochs,
-            clip=args.prm_clip,
-            micro_batch=args.micro_batch_size,
-            balanced=args.prm_balanced,
-        )
-
-    def _make_critic(self, policy: PreTrainedModel, name: str) -> Critic:
-        """PPO's critic learns the returns of whatever credit; the value model of credit "value" learns outcomes."""
-        args = self.args
-        micro_batch = args.micro_batch_size if self.frozen is None else None  # full copies: as results were published
-        return Critic(
-            policy,
-            args.critic_learning_rate,
-            clip=args.critic_clip,
-            epochs=args.critic_epochs,
-            name=name,
-            micro_batch=micro_batch,
-        )
 
     # -- rollout ---------------------------------------------------------------------------------
 
@@ -185,17 +134,12 @@ class ITPOTrainer(GRPOTrainer):
                 self._batch_episodes,
                 temperature=self.temperature,
                 generator=self.vllm or CachedGenerator,
+                waves=self.args.rollout_waves,
             )
             if self.vllm is not None:
                 self.vllm.finish()
         self._log("time/rollout", time.perf_counter() - began)
-        return {
-            "prompt_ids": [d.prompt_ids for d in self.dialogues],
-            "completion_ids": [d.completion_ids for d in self.dialogues],
-            "logprobs": [d.logprobs for d in self.dialogues],
-            "env_mask": [[int(k > 0) for k in d.turn_ids] for d in self.dialogues],
-            "outcome": [d.outcome for d in self.dialogues],
-        }
+        return rollout_columns(self.dialogues)
 
     def _playing(self) -> AbstractContextManager[PreTrainedModel]:
         """The policy as it is when it plays dialogues."""
@@ -203,12 +147,24 @@ class ITPOTrainer(GRPOTrainer):
         return unwrap_model_for_generation(self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather)
 
     def _get_per_token_logps_and_entropies(self, model: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple:
-        """While TRL scores a fresh batch it asks for the old log-probs: the sampler knows them exactly."""
+        """While TRL scores a fresh batch it asks for the old log-probs: the sampler knows them exactly.
+
+        In its loss, TRL's LM head is made for GPUs; the light head is ours.
+        """
         if self._scoring and not self.use_vllm:
             width = input_ids.shape[1] - max(len(d.prompt_ids) for d in self.dialogues)
             sampled = collate(self.dialogues, self.chat.pad_id).logprobs.to(input_ids.device)
             return torch.nn.functional.pad(sampled, (0, max(0, width - sampled.shape[1]))), None, None
+        if self.light_head:
+            policy, (attention_mask, *_) = self.accelerator.unwrap_model(model), args
+            with self.accelerator.autocast():
+                return *loss_logprobs(policy, input_ids, attention_mask, self._loss_mask, self.temperature), None
         return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's loss; the light head must know the tokens that count in it."""
+        self._loss_mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        return super()._compute_loss(model, inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """TRL's slices of the batch, regrouped by length where they all belong to one optimizer step."""
@@ -229,7 +185,8 @@ class ITPOTrainer(GRPOTrainer):
         self.beta, self._scoring = 0.0, True
         try:
             output = super()._generate_and_score_completions(inputs)
-            self._check_failures()
+            self._log("failed", sum(bool(d.failure) for d in self.dialogues) / len(self.dialogues))
+            check_failures(self.dialogues, self.args.max_failed_share)
         except ItpoError as error:
             self._save_before_raising(error)
         finally:
@@ -259,10 +216,11 @@ class ITPOTrainer(GRPOTrainer):
             ref_logprobs = token_logprobs(ref, batch, self.temperature, self.args.micro_batch_size)
         self._log("time/reference", time.perf_counter() - began)
         log_ratio = (batch.logprobs - ref_logprobs) * batch.assistant_mask
-        token_rewards = self._token_rewards(batch, ref_logprobs, outcomes, valid)
+        fresh = Judged(batch, ref_logprobs, outcomes, valid)
+        token_rewards = self._token_rewards(fresh)
         in_reward = self.kl_coef and self.args.kl_in == "reward"
         values = None if self.critic is None else self.critic.values(batch)
-        turn_values = self._turn_values(batch, outcomes, valid)
+        turn_values = self._turn_values(fresh)
         everything = Experience(
             outcomes=self.accelerator.gather(outcomes),
             valid=self.accelerator.gather(valid),
@@ -273,7 +231,7 @@ class ITPOTrainer(GRPOTrainer):
             turn_values=None if turn_values is None else self._gather(turn_values),
             turn_weights=None if turn_weights is None else self._gather(turn_weights),
         )
-        self.experience, self._credit_seed = everything, self.args.seed * 1_000_003 + self.state.global_step
+        self.experience, self._credit_seed = everything, self._step_seed
         advantages, targets = token_advantages(
             self.args.rule, everything, self.args.num_generations, self.task.limits.max_turns, seed=self._credit_seed
         )
@@ -283,7 +241,9 @@ class ITPOTrainer(GRPOTrainer):
             with torch.enable_grad():
                 loss = self.critic.update(batch, values, targets[rows, :width], valid)
             self._log("critic/loss", loss)
-        self._log_batch(batch, everything, policy, log_ratio)
+        self._log_all(outcome_metrics(everything, self.task.success_threshold, self.args.length_penalty))
+        self._log_all(speech_metrics(self.dialogues))
+        self._log_all(policy_metrics(policy, batch, log_ratio, self.temperature))
         return advantages[rows, :width], ref_logprobs
 
     def turn_credit(self) -> Tensor:
@@ -292,31 +252,19 @@ class ITPOTrainer(GRPOTrainer):
             raise ItpoError("no dialogue has been played yet: train for a step first")
         return turn_credit(self.args.rule, self.experience, self.task.limits.max_turns, self._credit_seed)
 
-    def _token_rewards(self, batch: DialogueBatch, ref_logprobs: Tensor, outcomes: Tensor, valid: Tensor) -> Tensor:
-        """The PRM's token rewards (B, T); 0 without a PRM. Logs its accuracy on dialogues it has not seen."""
-        if self.prm is None:
-            return torch.zeros_like(ref_logprobs)
-        began, rewards = time.perf_counter(), None
-        if self.args.prm_order == "score_then_update":
-            rewards = self.prm.rewards(batch, ref_logprobs)
-        lesson = self._with_older(Judged(batch, ref_logprobs, outcomes, valid))
-        with torch.enable_grad():
-            loss, scores = self.prm.update(lesson.batch, lesson.ref_logprobs, lesson.outcomes, lesson.valid)
-        fresh_scores = scores[: len(batch)]
-        if rewards is None:
-            rewards = self.prm.rewards(batch, ref_logprobs)
-        self._log("prm/loss", loss)
-        self._log("prm/accuracy", prm_accuracy(fresh_scores[valid], outcomes[valid]))
-        self._log("time/prm", time.perf_counter() - began)
-        return rewards
+    @property
+    def _step_seed(self) -> int:
+        """One seed per training step, so that resume is exact."""
+        return self.args.seed * 1_000_003 + self.state.global_step
 
-    def _with_older(self, fresh: Judged) -> Judged:
-        """The fresh dialogues, and as many older ones where there is a replay (which now keeps the fresh ones)."""
-        if self.replay is None:
-            return fresh
-        older = self.replay.draw(len(fresh), seed=self.args.seed * 1_000_003 + self.state.global_step)
-        self.replay.add(fresh)
-        return fresh if older is None else joined(fresh, older)
+    def _token_rewards(self, fresh: Judged) -> Tensor:
+        """The PRM's token rewards (B, T); 0 without a PRM."""
+        if self.prm is None:
+            return torch.zeros_like(fresh.ref_logprobs)
+        began = time.perf_counter()
+        rewards, metrics = prm_lesson(self.prm, self.replay, fresh, self.args.prm_order, self._step_seed)
+        self._log_all({**metrics, "time/prm": time.perf_counter() - began})
+        return rewards
 
     def _turn_weights(self, valid: Tensor) -> tuple[Tensor | None, Tensor]:
         """The judge's weight of each turn (B, K), and `valid` without the dialogues that it could not judge."""
@@ -326,25 +274,22 @@ class ITPOTrainer(GRPOTrainer):
         self._log("judge/failed", float((~judged).float().mean()))
         return weights.to(valid.device), valid & judged.to(valid.device)
 
-    def _turn_values(self, batch: DialogueBatch, outcomes: Tensor, valid: Tensor) -> Tensor | None:
+    def _turn_values(self, fresh: Judged) -> Tensor | None:
         """What the dialogue was worth before each turn, (B, K): by the value model, or the truth (oracle)."""
         began = time.perf_counter()
         if self.value_model is not None:
-            values = self.value_model.values(batch)
-            targets = outcomes.nan_to_num(0.0)[:, None] * batch.assistant_mask
-            with torch.enable_grad():
-                loss = self.value_model.update(batch, values, targets, valid)
-            self._log("value/loss", loss)
-            return unit_firsts(values, batch.turn_ids, self.task.limits.max_turns)
+            values, metrics = value_lesson(self.value_model, fresh, self.task.limits.max_turns)
+            self._log_all(metrics)
+            return values
         if self.args.credit != "oracle":
             return None
-        seed, m = self.args.seed * 1_000_003 + self.state.global_step, self.args.oracle_samples
+        m, seed = self.args.oracle_samples, self._step_seed
         with self._playing() as policy:
             truth = true_values(
                 policy, self.chat, self.task, self.dialogues, m, temperature=self.temperature, seed=seed
             )
         self._log("time/oracle", time.perf_counter() - began)
-        return truth.values[:, :-1].to(outcomes.device, outcomes.dtype)
+        return truth.values[:, :-1].to(fresh.outcomes.device, fresh.outcomes.dtype)
 
     def _gather(self, rows: Tensor) -> Tensor:
         """All processes' rows, right-padded with 0 to the longest, (B_all, T_all)."""
@@ -360,15 +305,6 @@ class ITPOTrainer(GRPOTrainer):
         """Out of memory: say which knob helps."""
         return memory_advice(doing, self.args, adapters=self.frozen is None)
 
-    def _check_failures(self) -> None:
-        failed = [d.failure for d in self.dialogues if d.failure]
-        self._log("failed", len(failed) / len(self.dialogues))
-        require(
-            len(failed) <= self.args.max_failed_share * len(self.dialogues),
-            f"{len(failed)} of {len(self.dialogues)} dialogues failed, more than max_failed_share="
-            f"{self.args.max_failed_share}; the first says: {failed[0] if failed else ''}",
-        )
-
     def _save_before_raising(self, error: ItpoError) -> None:
         """No step has begun on this batch: the state is that of the last finished step, so save it."""
         step, saved = self.state.global_step, ""
@@ -382,26 +318,9 @@ class ITPOTrainer(GRPOTrainer):
     def _log(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _log_batch(
-        self, batch: DialogueBatch, everything: Experience, policy: PreTrainedModel, log_ratio: Tensor
-    ) -> None:
-        """What a run is judged by; over all processes except words, questions and the probe."""
-        outcomes, mask = everything.outcomes[everything.valid], everything.turn_ids > 0
-        tokens = mask.sum(1).float()[everything.valid]
-        if len(outcomes):
-            self._log("success", float((outcomes >= self.task.success_threshold).float().mean()))
-            self._log("outcome", float(outcomes.mean()))
-            self._log("outcome_std", float(outcomes.std(correction=0)))
-            self._log("score", float((outcomes - self.args.length_penalty * tokens).mean()))
-        self._log("turns", float(everything.turn_ids.amax(1).float().mean()))
-        self._log("words", sum(d.assistant_words for d in self.dialogues) / len(self.dialogues))
-        if (distinct := distinct_questions(self.dialogues)) == distinct:  # not NaN: somebody asked something
-            self._log("distinct_questions", distinct)
-        ratio, own = -log_ratio[batch.assistant_mask], batch.assistant_mask.sum().clamp(min=1)
-        self._log("kl_to_reference", float((ratio.exp() - ratio - 1).sum() / own))
-        probe = batch.rows(slice(0, PROBE_ROWS))
-        gap = (token_logprobs(policy, probe, self.temperature) - probe.logprobs).abs()
-        self._log("sampler_mismatch", float(gap.max()))
+    def _log_all(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._log(name, value)
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -416,10 +335,7 @@ class ITPOTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            for part in self._stateful():
-                part.save(folder)
-            note = checkpoint_note(self.args, self.state.global_step)
-            (folder / COMPLETE).write_text(json.dumps(note) + "\n")
+            complete_checkpoint(folder, self._stateful(), self.args, self.state.global_step)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -428,9 +344,3 @@ class ITPOTrainer(GRPOTrainer):
         if checkpoint is not None:
             for part in self._stateful():
                 part.load(Path(checkpoint))
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run; one that was cut off while saving is passed over."""
-    complete = [p.parent for p in run.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)

@@ -30,11 +30,11 @@ class Engine(Protocol):
 
 
 class VLLMGenerator:
-    """A `TurnGenerator` over an engine; one instance plays one batch of dialogues.
+    """A `TurnGenerator` over an engine; one instance plays one wave of dialogues.
 
     `counts`: everybody's number of rows, given one's own. Where processes share an engine its calls are collective:
     all make equally many, of equal size. So a process with fewer rows sends fillers, and `drain` keeps it calling
-    until the last process is done.
+    until the last process is done. Calls meet in the order in which they are made, whichever wave makes them.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class VLLMBackend:
         self.newest: VLLMGenerator | None = None
 
     def __call__(self, model: PreTrainedModel, stop_ids: frozenset[int], temperature: float) -> VLLMGenerator:
-        """A generator for one batch; `model` stays unused, since the engine has weights of its own."""
+        """A generator for one wave; `model` stays unused, since the engine has weights of its own."""
         self.newest = VLLMGenerator(self.engine, stop_ids, temperature, self._counts)
         return self.newest
 
     def finish(self) -> None:
-        """Call it when all of this process's dialogues are over."""
+        """Call it when all of this process's dialogues are over; one generator drains for all waves."""
         if self.newest is not None:
             self.newest.drain()
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from itpo_lib.cli import app, parse_options
+from itpo_lib.cli import app
+from itpo_lib.commands.options import parse_options
 from itpo_lib.errors import ItpoError
 
 runner = CliRunner()

@@ -460,12 +460,13 @@ def test_bad_task_options_are_named(option, says):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_serve_user_starts_a_server_or_says_what_it_needs(monkeypatch, installed):
-    from itpo_lib import cli
+    from itpo_lib.cli import app
+    from itpo_lib.commands import machine
 
     started = []
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: installed or None)
-    monkeypatch.setattr(cli.os, "execv", lambda path, command: started.append(command))
-    result = runner.invoke(cli.app, ["serve-user", "--model", "some/model", "--port", "8123"])
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(machine.os, "execv", lambda path, command: started.append(command))
+    result = runner.invoke(app, ["serve-user", "--model", "some/model", "--port", "8123"])
     if installed:
         (command,) = started
         assert command[1:] == ["serve", "some/model", "--host", "127.0.0.1", "--port", "8123"]

@@ -245,7 +245,9 @@ def test_missing_and_broken_files_are_named(tmp_path):
 
 def test_the_command_line_takes_a_recipe_and_flags_over_it(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("itpo_lib.cli.run_and_show", lambda settings, resume=False: seen.update(settings=settings))
+    monkeypatch.setattr(
+        "itpo_lib.commands.training.run_and_show", lambda settings, resume=False: seen.update(settings=settings)
+    )
     file = tmp_path / "mine.toml"
     file.write_text(
         '[run]\ntask = "document_writing"\nlora = true\nseed = 7\n[options]\nmax_steps = 9\ncredit = "itpo"\n'

@@ -10,7 +10,7 @@ from conftest import make_model
 
 from itpo_lib.errors import ItpoError
 from itpo_lib.generation import CachedGenerator
-from itpo_lib.rollout import Episode, play
+from itpo_lib.rollout import Episode, play, split_rows
 from itpo_lib.run import RunSettings, build_trainer
 from itpo_lib.vllm_generation import VLLMBackend, VLLMGenerator
 
@@ -103,17 +103,33 @@ class SharedCounts:
         return counts
 
 
-def test_processes_that_share_an_engine_make_equal_calls(tokenizer, task, chat):
-    """One has two dialogues, the other five: numbers and sizes of calls agree, and nobody waits for ever."""
+class SharedAccelerator:
+    """As much of accelerate as gathers one number of each process."""
+
+    device = "cpu"
+
+    def __init__(self, counts):
+        self.counts = counts
+
+    def gather(self, own):
+        return torch.tensor(self.counts(own.item()))
+
+
+@pytest.mark.parametrize("waves", [1, 2, 3])
+def test_processes_that_share_an_engine_make_equal_calls(tokenizer, task, chat, waves):
+    """One has two dialogues, the other five: numbers and sizes of calls agree, and nobody waits for ever.
+
+    Waves do not disturb that: the processes' waves end at different times, and there may be more of them in one.
+    """
     shared, played, engines, errors = SharedCounts(), {}, {}, []
 
     def process(rank, rows):
         try:
             engines[rank] = FakeEngine(make_model(tokenizer, seed=rank).requires_grad_(False))
-            generator = VLLMGenerator(engines[rank], chat.control_ids, 1.0, shared.of(rank))
-            backend = lambda model, stop, temperature: generator  # noqa: E731
-            played[rank] = play(engines[rank].model, chat, task, episodes(task, rows), generator=backend)
-            generator.drain()
+            backend = VLLMBackend(engines[rank], SharedAccelerator(shared.of(rank)), collective=True)
+            model = engines[rank].model
+            played[rank] = play(model, chat, task, episodes(task, rows), generator=backend, waves=waves)
+            backend.finish()
         except BaseException as error:
             errors.append(error)
             shared.barrier.abort()
@@ -126,9 +142,10 @@ def test_processes_that_share_an_engine_make_equal_calls(tokenizer, task, chat):
     assert not errors, errors
     assert [len(played[rank]) for rank in (0, 1)] == [2, 5]
     sizes = [[len(prompts) for prompts in engines[rank].calls] for rank in (0, 1)]
-    assert sizes[0] == sizes[1] and sizes[0][0] == 5
-    longest = max(d.n_turns for rank in (0, 1) for d in played[rank])
-    assert len(sizes[0]) == longest
+    assert sizes[0] == sizes[1] and sizes[0][0] == -(-5 // waves)
+    parts = {rank: split_rows(len(played[rank]), waves) for rank in (0, 1)}
+    own = [sum(max(played[rank][row].n_turns for row in part) for part in parts[rank]) for rank in (0, 1)]
+    assert len(sizes[0]) == max(own)
 
 
 def test_the_trainer_plays_through_the_engine(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 
 from itpo_lib import study
 from itpo_lib.errors import ItpoError
-from itpo_lib.learning import Experience, LearningRule, turn_credit
+from itpo_lib.learning import Experience, LearningRule, token_advantages, turn_credit
 from itpo_lib.study import Cell, area, grid, paired, read_rows, run_study, score, steps_to, wins
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -144,11 +144,13 @@ def test_figures_and_tables_of_a_study_can_be_made():
     """From made-up rows, so that the first real study meets no code that never ran."""
     import figures
 
-    probe = {"best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "dialogues": 9, "tau": 0.5}
+    probe = {"best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "tau": 0.5}
+    probe |= {"dialogues": 9, "tau_dialogues": 9, "last_is_worst": 0.6}
     rows = [
         {
             **row(credit, seed, after + 0.01 * seed),
-            "truth": [{"step": step, "tau_dialogues": 9, **probe} for step in (3, 7)],
+            "steps": 9,
+            "truth": [{"step": step, **probe} for step in (3, 7)],
         }
         for credit, after in (("norm_itpo", 0.7), ("trajectory", 0.6))
         for seed in range(3)
@@ -156,9 +158,31 @@ def test_figures_and_tables_of_a_study_can_be_made():
     scores = figures.score_table(rows)
     assert "| norm_itpo | 3 | 0.887 [" in scores and "+0.125 [+0.125, +0.125] (0.25)" in scores
     assert "| norm_itpo |  | 1.00 |" in figures.win_table(rows)
-    assert "| trajectory | 7 | 0.80 (0.40) | 0.70 (0.40) | +0.50 |" in figures.truth_table(rows)
+    assert "trajectory | 3 | late | 27 | 0.80 (0.40) | 0.70 (0.40) | 0.60 | +0.50 |" in figures.truth_table(rows)
     assert figures.svg(figures.score_figure(rows)) == figures.svg(figures.score_figure(rows))
     assert "norm_itpo" in figures.svg(figures.curve_figure(rows))
+
+
+def test_what_a_rule_pays_for_asking_once_more():
+    from length_pull import RULES, asking_over_answering
+
+    turn_ids = torch.tensor([[1, 1, 0, 2, 3], [1, 0, 2, 0, 0], [1, 1, 0, 0, 0]])
+    advantages = torch.tensor([[1.0, 3.0, 0.0, 4.0, 2.0], [1.0, 0.0, -1.0, 0.0, 0.0], [9.0, 9.0, 0.0, 0.0, 0.0]])
+    # (2 + 4) / 2 - 2 = 1 and 1 - (-1) = 2; the last dialogue never asked
+    assert asking_over_answering(advantages, turn_ids) == pytest.approx(1.5)
+    experience = Experience(
+        outcomes=torch.tensor([1.0, 0.0, 0.0, 1.0]),
+        valid=torch.ones(4, dtype=torch.bool),
+        turn_ids=torch.tensor([[1, 0, 2, 0, 3], [1, 0, 2, 0, 0], [1, 0, 0, 0, 0], [1, 0, 2, 0, 3]]),
+        token_rewards=torch.zeros(4, 5),  # the PRM knows nothing: equal shares
+    )
+    found = {
+        name: asking_over_answering(token_advantages(rule, experience, 4, 3)[0], experience.turn_ids)
+        for name, rule in RULES.items()
+    }
+    for name in ("trajectory share", "baseline credit_weighted", "raw ITPO"):
+        assert found[name] == pytest.approx(0, abs=1e-6)
+    assert found["baseline turn"] > 0.3  # what is still to come counts for the turns before it
 
 
 @pytest.mark.slow
@@ -170,6 +194,7 @@ def test_a_row_holds_curve_and_truth():
     assert made["curve"]["step"] == [1, 2] and len(made["curve"]["outcome"]) == 2
     (probe,) = made["truth"]
     assert probe["step"] == 2 and 0 <= probe["best_by_chance"] <= 1
+    assert 1 <= probe["dialogues"] <= study.PROBED_FAILURES
     assert made["cpu_seconds"] > 0
 
 

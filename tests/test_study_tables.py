@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from test_study import row
 
 from itpo_lib.credit import CREDITS
 from itpo_lib.errors import ItpoError
-from itpo_lib.study import committed_rows
+from itpo_lib.study import agreement_by_phase, committed_rows
 from itpo_lib.study_plots import curve_figure, probe_figure, score_figure
 from itpo_lib.study_tables import score_table, settings_table, verdict, verdicts
 
@@ -58,7 +59,8 @@ def test_tables_sort_by_score_and_name_settings():
 def test_figures_take_whatever_the_rows_hold():
     import matplotlib.pyplot as plt
 
-    probe = {"best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "dialogues": 9, "tau": 0.5}
+    probe = {"best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "tau": 0.5}
+    probe |= {"dialogues": 9, "tau_dialogues": 9, "last_is_worst": 0.6}
     rows = runs("norm_itpo", 0.6) + runs("trajectory", 0.4, 0.5)
     for made in (score_figure(rows), curve_figure(rows)):
         assert len(made.axes) == 1
@@ -67,19 +69,34 @@ def test_figures_take_whatever_the_rows_hold():
     assert score_table([]).count("\n") == settings_table([]).count("\n") == 2
     with pytest.raises(ItpoError, match="--probes"):
         probe_figure(rows)
+    for r in rows:
+        r["steps"] = 9
     rows[0]["truth"] = [{"step": 3, **probe}, {"step": 7, **probe}]
     rows[1]["truth"] = [{"step": 3, **probe, "best": 0.5}]
     best = probe_figure(rows).axes[0].get_lines()
-    assert [list(line.get_xdata()) for line in best[:2]] == [[3], [3]]  # only the step that both were probed at
+    assert [list(line.get_xdata()) for line in best[:2]] == [["early"]] * 2  # only what both were probed in
     assert [line.get_ydata()[0] for line in best[::2][:2]] == [0.8, 0.5]
     plt.close("all")
+
+
+def test_probes_are_pooled_by_dialogue_and_third_of_training():
+    names = ("best", "worst", "best_by_chance", "worst_by_chance", "last_is_worst")
+    few, many = ({**dict.fromkeys(names, x), "dialogues": n} for x, n in ((1.0, 1), (0.5, 3)))
+    none = {**dict.fromkeys(names, float("nan")), "dialogues": 0, "tau": float("nan"), "tau_dialogues": 0}
+    first = [{"step": 1, "tau": 1.0, "tau_dialogues": 1, **few}, {"step": 16, "tau": -1.0, "tau_dialogues": 1, **many}]
+    rows = [{"steps": 48, "truth": first}, {"steps": 48, "truth": [{"step": 17, **none}, {"step": 48, **none}]}]
+    found = agreement_by_phase(rows)
+    assert list(found) == ["early", "middle", "late"]
+    assert found["early"]["best"] == (1 + 3 * 0.5) / 4 and found["early"]["dialogues"] == 4
+    assert found["early"]["tau"] == 0 and np.isnan(found["late"]["tau"]) and found["middle"]["dialogues"] == 0
 
 
 def test_eight_methods_all_show_and_look_different():
     import matplotlib.pyplot as plt
 
     probe = {"step": 3, "best": 0.8, "worst": 0.7, "best_by_chance": 0.4, "worst_by_chance": 0.4, "dialogues": 9}
-    rows = [{**row(credit, 0, 0.5), "truth": [probe]} for credit in CREDITS]
+    probe |= {"tau_dialogues": 9, "last_is_worst": 0.6, "tau": 0.5}
+    rows = [{**row(credit, 0, 0.5), "steps": 9, "truth": [probe]} for credit in CREDITS]
     for figure in (curve_figure(rows), probe_figure(rows)):
         lines = [line for line in figure.axes[0].get_lines() if line.get_label() in CREDITS]
         assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == len(CREDITS) == 8

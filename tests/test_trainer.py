@@ -309,3 +309,32 @@ def test_a_training_that_fails_gives_ctrl_c_back(tmp_path):
     with pytest.raises(ItpoError, match="broken on purpose"):
         train(settings, callbacks=[Breaks()])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_light_head_learns_what_trls_head_learns(tmp_path, temperature):
+    curves, policies = [], []
+    for light in (False, True):
+        trainer = build_trainer(settings(tmp_path / str(light), beta=0.01, temperature=temperature))
+        assert not trainer.light_head  # a tiny vocabulary stays with TRL's
+        trainer.light_head = light
+        trainer.train()
+        curves.append([(row["loss"], row["entropy"]) for row in trainer.state.log_history if "entropy" in row])
+        policies.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert curves[0] == [pytest.approx(row, abs=1e-4) for row in curves[1]]
+    start = torch.cat([p.detach().flatten() for p in load_policy("tiny", "math_tutoring")[0].parameters()])
+    moved, apart = (policies[0] - start).norm(), (policies[0] - policies[1]).norm()
+    assert apart < 0.02 * moved
+
+
+def test_a_run_in_waves_learns_what_a_run_without_learns(tmp_path, monkeypatch):
+    """The trainer passes `rollout_waves` on, and the curve is the same up to rounding."""
+    from itpo_lib import trainer as module
+
+    play, asked, curves = module.play, [], []
+    monkeypatch.setattr(module, "play", lambda *args, **kwargs: asked.append(kwargs["waves"]) or play(*args, **kwargs))
+    for waves in (1, 2):
+        trainer = build_trainer(settings(tmp_path / str(waves), rollout_waves=waves))
+        trainer.train()
+        curves.append([(r["outcome"], r["grad_norm"]) for r in trainer.state.log_history if "outcome" in r])
+    assert asked == [1, 1, 2, 2] and curves[0] == [pytest.approx(row, rel=1e-2) for row in curves[1]]
