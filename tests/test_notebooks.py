@@ -1,11 +1,14 @@
 """What nbval does not see: unexecuted cells, marked cells without outputs, leftovers of one machine."""
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
+ROOT = Path(__file__).parents[1]
 BOOKS = sorted(
     p for folder in ("notebooks", "solutions") for p in Path(folder).rglob("*.ipynb") if "checkpoint" not in str(p)
 )
@@ -38,3 +41,24 @@ def test_header_says_what_a_reader_needs(path):
     first = nbformat.read(path, as_version=4).cells[0].source
     for word in ("Goal", "Time", "Before you start", "colab-badge"):
         assert word in first, f"the first cell lacks {word!r}"
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "exercises", "solutions"])
+def test_badges_and_install_cells_can_be_pointed_at_a_repository(tmp_path, folder):
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    from repository import main, point_at
+
+    for path in (ROOT / folder).glob("*.ipynb"):
+        text = path.read_text()
+        moved = point_at(text, "school/rl-course")
+        assert moved.count("school/rl-course") == text.count("OWNER/itpo") == 2 and "OWNER" not in moved
+        assert json.loads(moved).keys() == json.loads(text).keys()
+        assert point_at(moved, "OWNER/itpo") == text == point_at(text, "OWNER/itpo")
+        (tmp_path / path.name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["repository.py", "no-slash", "--folder", str(tmp_path)])
+        with pytest.raises(SystemExit):
+            main()
+        patch.setattr(sys, "argv", ["repository.py", "school/rl-course", "--folder", str(tmp_path)])
+        main()
+    assert all("school/rl-course/blob/main" in path.read_text() for path in tmp_path.glob("*.ipynb"))
