@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from length_pull import RULES, TRUTH
 from matplotlib.figure import Figure
+from offline_prm import KINDS, of_kind
 from text_learning import base_of
 from variants import VARIANTS, variant_of
 
@@ -80,16 +81,28 @@ def win_table(rows: Rows) -> str:
     return markdown(["wins against", *credits], cells)
 
 
-def truth_table(rows: Rows) -> str:
-    """Agreement of each method's credit with the true credit of failures, early, midway and late."""
+def truth_table(groups: dict[str, Rows]) -> str:
+    """Agreement of each named group's credit with the true credit of failures, early, midway and late."""
     lines = []
-    for (task, credit), runs in grouped([r for r in rows if r["truth"]], "task", "credit").items():
+    for name, runs in groups.items():
         for phase, found in agreement_by_phase(runs).items():
             sides = [f"{found[s]:.2f} ({found[f'{s}_by_chance']:.2f})" for s in ("best", "worst")]
             sides += [f"{found['last_is_worst']:.2f}", f"{found['tau']:+.2f}"]
-            lines.append([f"{TITLES[task]}, {credit}", str(len(runs)), phase, str(found["dialogues"]), *sides])
+            lines.append([name, str(len(runs)), phase, str(found["dialogues"]), *sides])
     header = ["credit", "seeds", "part of training", "failures", "best turn (chance)", "worst turn (chance)"]
     return markdown([*header, "blaming the last", "τ within"], lines)
+
+
+def probed_methods(rows: Rows) -> dict[str, Rows]:
+    """The study's runs with probes, by task and credit."""
+    groups = grouped([r for r in rows if r["truth"]], "task", "credit")
+    return {f"{TITLES[task]}, {credit}": runs for (task, credit), runs in groups.items()}
+
+
+def probed_variants(rows: Rows) -> dict[str, Rows]:
+    """The variants' runs with probes, by name."""
+    groups = {name: [r for r in rows if variant_of(r) == name and r["truth"]] for name in VARIANTS}
+    return {name: runs for name, runs in groups.items() if runs and name not in ("trajectory share", "raw ITPO")}
 
 
 def variants_table(rows: Rows) -> str:
@@ -191,7 +204,7 @@ def products() -> dict[Path, str]:
     if tuning:
         tables["tuning"] = tuning_table(tuning)
     if study:
-        tables |= {"scores": score_table(study), "wins": win_table(study), "truth": truth_table(study)}
+        tables |= {"scores": score_table(study), "wins": win_table(study), "truth": truth_table(probed_methods(study))}
         built = {
             PICTURES / "study_scores.svg": svg(score_figure(study)),
             PICTURES / "study_curves.svg": svg(curve_figure(study)),
@@ -201,7 +214,11 @@ def products() -> dict[Path, str]:
             built[PICTURES / "study_truth.svg"] = svg(probe_figure(mathematics))
     if variants:
         tables["variants"] = variants_table(variants)
+        tables["truth_variants"] = truth_table(probed_variants(variants))
         built[PICTURES / "study_lengths.svg"] = svg(length_figure(variants))
+    offline = read_rows(RESULTS / "offline_prm.jsonl")
+    if offline:
+        tables["offline"] = truth_table({f"{kind} PRM": of_kind(offline, kind) for kind in KINDS})
     if pulls:
         built[PICTURES / "study_pull.svg"] = svg(pull_figure(pulls))
     fill = lambda match: f"{match[1]}{tables[match[2]]}{match[3]}" if match[2] in tables else match[0]  # noqa: E731

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import TrainerCallback
@@ -27,6 +27,9 @@ from .callbacks import read_metrics
 from .diagnostics import agreement, kendall_within
 from .errors import ItpoError, require, unknown_name
 from .evaluate import Estimate, bootstrap_mean
+
+if TYPE_CHECKING:
+    from .true_credit import TrueCredit
 
 TOLERANCE = 0.1  # turns whose true credits differ by less count as equal: above the standard error of the truth
 FAILURE = 0.5  # outcomes below it are probed
@@ -91,14 +94,18 @@ class TruthProbe(TrainerCallback):
         policy, step = trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step
         played = [trainer.dialogues[i] for i in which]
         truth = true_values(policy, trainer.chat, trainer.task, played, PROBE_SAMPLES, seed=step)
-        given = trainer.turn_credit()[which].cpu().numpy()
-        mask, true = truth.mask.numpy(), truth.credit.numpy()
-        found = agreement(given, true, mask, TOLERANCE)
-        last = agreement(-mask.cumsum(1), true, mask, TOLERANCE).worst  # as if the last turn were always to blame
-        groups = np.repeat(np.arange(len(mask)), mask.sum(1))
-        tau, counted = kendall_within(given[mask], true[mask], groups)
-        measured = {**asdict(found), "last_is_worst": last, "tau": tau, "tau_dialogues": counted}
-        return {name: round(value, 4) for name, value in measured.items()}
+        return compared(trainer.turn_credit()[which].cpu().numpy(), truth)
+
+
+def compared(given: np.ndarray, truth: TrueCredit) -> dict[str, float]:
+    """How well a credit (B, K) agrees with the true credit of the same dialogues, rounded for a row."""
+    mask, true = truth.mask.numpy(), truth.credit.numpy()
+    found = agreement(given, true, mask, TOLERANCE)
+    last = agreement(-mask.cumsum(1), true, mask, TOLERANCE).worst  # as if the last turn were always to blame
+    groups = np.repeat(np.arange(len(mask)), mask.sum(1))
+    tau, counted = kendall_within(given[mask], true[mask], groups)
+    measured = {**asdict(found), "last_is_worst": last, "tau": tau, "tau_dialogues": counted}
+    return {name: round(value, 4) for name, value in measured.items()}
 
 
 def run_cell(cell: Cell, eval_dialogues: int = 512) -> dict[str, Any]:

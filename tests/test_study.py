@@ -158,7 +158,9 @@ def test_figures_and_tables_of_a_study_can_be_made():
     scores = figures.score_table(rows)
     assert "| norm_itpo | 3 | 0.887 [" in scores and "+0.125 [+0.125, +0.125] (0.25)" in scores
     assert "| norm_itpo |  | 1.00 |" in figures.win_table(rows)
-    assert "trajectory | 3 | late | 27 | 0.80 (0.40) | 0.70 (0.40) | 0.60 | +0.50 |" in figures.truth_table(rows)
+    assert "trajectory | 3 | late | 27 | 0.80 (0.40) | 0.70 (0.40) | 0.60 | +0.50 |" in figures.truth_table(
+        figures.probed_methods(rows)
+    )
     assert figures.svg(figures.score_figure(rows)) == figures.svg(figures.score_figure(rows))
     assert "norm_itpo" in figures.svg(figures.curve_figure(rows))
 
