@@ -78,6 +78,7 @@ figures: venv ## build the study's tables and figures from the committed rows
 bench: venv ## print the tables of ratios: rollouts and training steps, measured side by side
 	@$(BIN)/python benchmarks/rollout.py --smollm2
 	@$(BIN)/python benchmarks/overlap.py
+	@$(BIN)/python benchmarks/head.py
 	@$(BIN)/python benchmarks/step.py
 
 clean: ## remove caches and build output; .venv and runs/ stay

@@ -46,7 +46,7 @@ from .vllm_generation import VLLMBackend
 
 __all__ = ["COMPLETE", "ITPOTrainer", "goal_dataset", "latest_checkpoint", "outcome_reward"]
 
-BIG_VOCABULARY = 4096  # above it TRL's LM head takes half of a step on a CPU
+BIG_VOCABULARY = 4096  # above it TRL's LM head costs too much on a CPU
 ORDERLESS_LOSSES = ("dapo", "grpo", "dr_grpo", "cispo")  # no normalising within a slice
 
 
