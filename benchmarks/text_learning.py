@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,7 @@ def machine(device: str) -> dict[str, Any]:
         "bf16": fast_bf16(torch.device("cuda" if on_gpu else "cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),  # of this process so far
     }
 
 

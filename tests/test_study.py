@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,6 +186,47 @@ def test_what_a_rule_pays_for_asking_once_more():
     for name in ("trajectory share", "baseline credit_weighted", "raw ITPO"):
         assert found[name] == pytest.approx(0, abs=1e-6)
     assert found["baseline turn"] > 0.3  # what is still to come counts for the turns before it
+
+
+def test_a_probe_looks_at_failures_alone():
+    looked = []
+
+    class Spy(study.TruthProbe):
+        def _compare(self, which):
+            looked.append(which)
+            return {}
+
+    outcomes = [1.0, 0.2, None, 0.49, 0.5, *[0.0] * 30]
+    probe = Spy([4, 8])
+    probe.trainer = SimpleNamespace(dialogues=[SimpleNamespace(outcome=outcome) for outcome in outcomes])
+    for step in (3, 4):
+        probe.on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert looked == [[1, 3, *range(5, 5 + study.PROBED_FAILURES - 2)]] and probe.rows == [{"step": 4}]
+    probe.trainer.dialogues = [SimpleNamespace(outcome=1.0)] * 4
+    probe.on_step_end(None, SimpleNamespace(global_step=8), None)
+    assert len(looked) == 1  # nothing failed, nothing to compare
+
+
+def test_both_prms_are_compared_on_the_same_failures():
+    from offline_prm import of_kind
+
+    names = ("best", "worst", "best_by_chance", "worst_by_chance", "last_is_worst", "tau")
+    online, offline = ({**dict.fromkeys(names, x), "dialogues": 2, "tau_dialogues": 2} for x in (0.25, 0.75))
+    row = {"seed": 0, "steps": 48, "probes": [{"step": 47, "online": online, "offline": offline}]}
+    for kind, wanted in (("online", 0.25), ("offline", 0.75)):
+        assert study.agreement_by_phase(of_kind([row], kind))["late"]["worst"] == wanted
+
+
+@pytest.mark.slow
+def test_a_run_is_listened_to_batch_by_batch():
+    from length_pull import EVERY, RULES, TRUTH, listen
+
+    rows = listen(seed=0, steps=4)
+    assert [row["step"] for row in rows] == [1, 3]  # two steps a batch
+    assert set(rows[0]["pull"]) == {*RULES, TRUTH} and set(rows[1]["pull"]) == set(RULES) and EVERY > 1
+    for row in rows:
+        assert row["pull"]["trajectory share"] == pytest.approx(0, abs=1e-6) and 1 <= row["turns"] <= 6
+        assert row["pull"]["baseline turn"] > row["pull"]["baseline credit_weighted"]
 
 
 @pytest.mark.slow
