@@ -28,7 +28,7 @@ from itpo_lib.evaluate import Estimate, paired_gain
 from itpo_lib.plots import STYLE, smooth
 from itpo_lib.study import agreement_by_phase, area, read_rows, score, wins
 from itpo_lib.study_plots import curve_figure, look, probe_figure, score_figure
-from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, mean_cell, score_table
+from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, mean_cell, score_table, standing_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "pictures"
@@ -115,6 +115,21 @@ def variants_table(rows: Rows) -> str:
         for measured in [([area(r) for r in runs], [r["turns"] for r in runs])]
     ]
     return markdown(["variant", "end, one number a seed", "area", "turns at the end"], lines)
+
+
+def ppo_table(rows: Rows, plain: Rows) -> str:
+    """PPO on shares: `rows` are of the study (no return-to-go), `plain` of the same methods under plain GAE."""
+    given = {(r["task"], r["credit"]) for r in plain}
+    ours = [r for r in rows if r["estimator"] == "ppo" and (r["task"], r["credit"]) in given]
+    lines = []
+    for (task, credit), runs in grouped([*ours, *plain], "task", "credit").items():
+        for (returns,), found in sorted(grouped([{**r, "plain": r in plain} for r in runs], "plain").items()):
+            ends = " ".join(f"{score(r):.3f}" for r in found)
+            measured = [mean_cell([area(r) for r in found]), mean_cell([r["turns"] for r in found])]
+            name = "plain GAE (`turn`)" if returns else "`credit_weighted`"
+            lines.append([f"{TITLES[task]}, {credit}", name, ends, *measured])
+    header = ["task, credit", "PPO's advantage", "end, one number a seed", "area", "turns at the end"]
+    return markdown(header, lines)
 
 
 STAGES = {  # of benchmarks/text_learning.py
@@ -205,6 +220,8 @@ def products() -> dict[Path, str]:
         tables["tuning"] = tuning_table(tuning)
     if study:
         tables |= {"scores": score_table(study), "wins": win_table(study), "truth": truth_table(probed_methods(study))}
+        tables["standing"] = standing_table(study)
+        tables["ppo"] = ppo_table(study, read_rows(RESULTS / "ppo_baselines.jsonl"))
         built = {
             PICTURES / "study_scores.svg": svg(score_figure(study)),
             PICTURES / "study_curves.svg": svg(curve_figure(study)),
@@ -216,6 +233,9 @@ def products() -> dict[Path, str]:
         tables["variants"] = variants_table(variants)
         tables["truth_variants"] = truth_table(probed_variants(variants))
         built[PICTURES / "study_lengths.svg"] = svg(length_figure(variants))
+    stress = read_rows(RESULTS / "stress.jsonl")
+    if stress:
+        tables |= {"stress": score_table(stress), "stress_standing": standing_table(stress)}
     offline = read_rows(RESULTS / "offline_prm.jsonl")
     if offline:
         tables["offline"] = truth_table({f"{kind} PRM": of_kind(offline, kind) for kind in KINDS})

@@ -15,6 +15,8 @@ from .errors import ItpoError, require, unknown_name
 
 ESTIMATORS = ("rloo", "grpo", "ppo")
 BASELINES = ("turn", "official", "outcome", "credit_weighted", "signed")
+GRPO_BASELINES = ("turn", "outcome", "credit_weighted", "signed")
+PPO_BASELINES = ("turn", "credit_weighted")
 GRPO_SCALES = ("std", "none")
 
 
@@ -59,19 +61,24 @@ def rloo(
         return reverse_cumsum((rewards - others[:, None]) * mask, gamma) * mask * _has_peers(mask, group_size)
     if baseline not in BASELINES:
         raise unknown_name("baseline", baseline, BASELINES)
+    others, _ = leave_one_out(scores, mask.any(1), group_size)
+    return spread_by_shares(credit, (scores - others)[:, None] * _has_peers(mask, group_size), baseline)
+
+
+def spread_by_shares(credit: Credit, edge: Tensor, baseline: str) -> Tensor:
+    """Share out each dialogue's `edge` over others (B, 1), as `outcome`, `credit_weighted` or `signed` do; (B, K)."""
     if credit.shares is None:
         raise ItpoError(
             f"baseline {baseline!r} spreads the outcome by shares, and this credit method gives none; "
-            "use baseline 'turn' or 'official'"
+            "use baseline 'turn'"
         )
-    others, _ = leave_one_out(scores, mask.any(1), group_size)
-    edge, shares = (scores - others)[:, None], credit.shares
+    shares, mask = credit.shares, credit.mask
     if baseline == "signed" and credit.blame is not None:
         shares = torch.where(edge < 0, credit.blame, shares)
-    spread = shares * edge * mask * _has_peers(mask, group_size)
+    spread = shares * edge * mask
     if baseline in ("credit_weighted", "signed"):
         return spread * mask.sum(1, keepdim=True)
-    return reverse_cumsum(spread, gamma) * mask
+    return reverse_cumsum(spread) * mask
 
 
 def _has_peers(mask: Tensor, group_size: int) -> Tensor:
@@ -86,19 +93,35 @@ def grpo(credit: Credit, group_size: int, scale: str = "std", gamma: float = 1.0
     `scale="none"` only centres (Dr. GRPO). A group whose rewards are all equal gets zero advantages.
     """
     check_group(len(credit.rewards), group_size)
+    return reverse_cumsum(normalise_groups(credit.rewards, credit.mask, group_size, scale), gamma) * credit.mask
+
+
+def grpo_outcome(
+    credit: Credit, scores: Tensor, group_size: int, baseline: str = "credit_weighted", scale: str = "std"
+) -> Tensor:
+    """GRPO on outcomes, (B, K): `scores` (B,) normalised within the group, then shared out as RLOO's baselines do.
+
+    With the trajectory share and `outcome` it is GRPO as it is known: every turn gets the dialogue's own score.
+    """
+    check_group(len(scores), group_size)
+    if baseline not in GRPO_BASELINES[1:]:
+        raise unknown_name("baseline of GRPO", baseline, GRPO_BASELINES[1:])
+    edge = normalise_groups(scores[:, None], credit.mask.any(1, keepdim=True), group_size, scale)
+    return spread_by_shares(credit, edge, baseline)
+
+
+def normalise_groups(values: Tensor, valid: Tensor, group_size: int, scale: str = "std") -> Tensor:
+    """Mean 0 over each group's valid values, with `std` also deviation 1; (B, K) -> (B, K), 0 where not valid."""
     if scale not in GRPO_SCALES:
         raise unknown_name("GRPO scale", scale, GRPO_SCALES)
-    mask = credit.mask
-    grouped = credit.rewards.unflatten(0, (-1, group_size))
-    counted = mask.float().unflatten(0, (-1, group_size))
+    grouped, counted = (x.unflatten(0, (-1, group_size)) for x in (values * valid, valid.float()))
     count = counted.sum((1, 2), keepdim=True)
-    mean = (grouped * counted).sum((1, 2), keepdim=True) / count.clamp(min=1)
-    centred = (grouped - mean) * counted
+    centred = (grouped - grouped.sum((1, 2), keepdim=True) / count.clamp(min=1)) * counted
     if scale == "std":
         std = (centred.square().sum((1, 2), keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-        rounding = 1e-6 * (grouped * counted).abs().amax((1, 2), keepdim=True).clamp(min=1)
+        rounding = 1e-6 * grouped.abs().amax((1, 2), keepdim=True).clamp(min=1)
         centred = torch.where(std > rounding, centred / std.clamp(min=1e-6), 0.0)
-    return reverse_cumsum(centred.flatten(0, 1), gamma) * mask
+    return centred.flatten(0, 1)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -115,6 +138,21 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     packed = reverse_cumsum(errors, gamma * lam)
     advantages = torch.zeros_like(values).scatter(1, order, packed * packed_mask)
     return advantages, (advantages + values) * mask
+
+
+def credit_weighted_gae(
+    whole: Credit, credit: Credit, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """PPO with shares and no return-to-go: K·w_k times the GAE of the outcome; advantages and value targets, (B, T).
+
+    The counterpart of RLOO's `credit_weighted`, with the critic as the baseline b. `whole` is the trajectory
+    share of the same dialogues, so the critic learns what the dialogue will bring, not what is left of its shares.
+    """
+    if credit.shares is None:
+        raise ItpoError("credit_weighted_gae spreads the outcome by shares, and this credit method gives none")
+    advantages, targets = gae(rewards_on_last_token(whole), values, mask, gamma, lam)
+    weights = credit.shares * credit.mask.sum(1, keepdim=True)
+    return advantages * spread_to_tokens(weights, credit.unit_ids), targets
 
 
 def rewards_on_last_token(credit: Credit) -> Tensor:

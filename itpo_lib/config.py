@@ -11,13 +11,14 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func: we pin a
 import torch
 from trl import GRPOConfig
 
-from .advantages import BASELINES, ESTIMATORS, GRPO_SCALES
+from .advantages import BASELINES, ESTIMATORS, GRPO_BASELINES, GRPO_SCALES, PPO_BASELINES
 from .credit import CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
 from .errors import require, unknown_name
 from .learning import LearningRule
 
 PRM_ORDERS = ("update_then_score", "score_then_update")
 KL_PLACES = ("loss", "reward")
+BASELINES_OF = {"rloo": BASELINES, "grpo": GRPO_BASELINES, "ppo": PPO_BASELINES}
 
 
 @dataclass
@@ -34,9 +35,10 @@ class ITPOConfig(GRPOConfig):
     baseline: str = field(
         default="auto",
         metadata={
-            "help": "RLOO's baseline: "
+            "help": "What an advantage is measured against. RLOO: "
             + ", ".join(BASELINES)
-            + "; auto: outcome for trajectory, credit_weighted for others that share out R, turn for the rest"
+            + f"; GRPO: {', '.join(GRPO_BASELINES)}; PPO: {', '.join(PPO_BASELINES)}. auto: credit_weighted where the "
+            "credit shares out R, turn where it does not; trajectory: outcome with RLOO and GRPO, turn with PPO"
         },
     )
     grpo_scale: str = field(default="std", metadata={"help": "GRPO's scale: std, or none (Dr. GRPO)"})
@@ -109,9 +111,14 @@ class ITPOConfig(GRPOConfig):
         require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
         shareless = self.credit not in GIVES_SHARES and self.baseline not in ("auto", "turn", "official")
         require(
-            not (self.estimator == "rloo" and shareless),
+            not shareless,
             f"baseline {self.baseline!r} needs shares of the outcome, which credit {self.credit!r} does not give; "
-            "use baseline='turn' or 'official'",
+            "use baseline='turn'",
+        )
+        fitting = ("auto", *BASELINES_OF[self.estimator])
+        require(
+            self.baseline in fitting,
+            f"estimator {self.estimator!r} takes baseline {', '.join(fitting)}; got {self.baseline!r}",
         )
         exact = self.top_p == 1.0 and not self.top_k and self.min_p is None and self.repetition_penalty == 1.0
         require(
@@ -136,12 +143,15 @@ class ITPOConfig(GRPOConfig):
     @property
     def rule(self) -> LearningRule:
         """The part of the settings that turns outcomes into advantages."""
-        default = "credit_weighted" if self.credit in GIVES_SHARES else "turn"
-        default = "outcome" if self.credit == "trajectory" else default  # K·w_k would train its last turn alone
+        baseline = self.baseline
+        if baseline == "auto":
+            baseline = "credit_weighted" if self.credit in GIVES_SHARES else "turn"
+            if self.credit == "trajectory":  # K·w_k would train its last turn alone
+                baseline = "turn" if self.estimator == "ppo" else "outcome"
         return LearningRule(
             self.credit,
             self.estimator,
-            default if self.baseline == "auto" else self.baseline,
+            baseline,
             self.grpo_scale,
             self.credit_temperature,
             self.softmax_mode,

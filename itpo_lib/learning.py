@@ -112,10 +112,18 @@ def token_advantages(
     if rule.estimator == "ppo":
         if exp.values is None:
             raise ItpoError("estimator 'ppo' needs the critic's values")
-        rewards = adv.rewards_on_last_token(credit)
-        tokens, targets = adv.gae(rewards, exp.values, mask, rule.gamma, rule.gae_lambda)
+        if rule.baseline == "credit_weighted":
+            whole = credit_of(replace(rule, credit="trajectory"), exp, n_turns)
+            tokens, targets = adv.credit_weighted_gae(whole, credit, exp.values, mask, rule.gamma, rule.gae_lambda)
+        else:
+            rewards = adv.rewards_on_last_token(credit)
+            tokens, targets = adv.gae(rewards, exp.values, mask, rule.gamma, rule.gae_lambda)
     elif rule.estimator == "grpo":
-        tokens = adv.spread_to_tokens(adv.grpo(credit, group_size, rule.grpo_scale, gamma), credit.unit_ids)
+        if rule.baseline == "turn":
+            units = adv.grpo(credit, group_size, rule.grpo_scale, gamma)
+        else:
+            units = adv.grpo_outcome(credit, scores_of(rule, exp), group_size, rule.baseline, rule.grpo_scale)
+        tokens = adv.spread_to_tokens(units, credit.unit_ids)
     elif rule.estimator == "rloo":
         units = adv.rloo(credit, scores_of(rule, exp), group_size, rule.baseline, gamma)
         tokens = adv.spread_to_tokens(units, credit.unit_ids)

@@ -96,19 +96,52 @@ def verdicts(rows: Rows, credit: str = "norm_itpo") -> str:
 
 
 def verdict(rows: Rows, others: Rows) -> str:
-    """Who is ahead on the common seeds, and whether that may be called a difference.
+    """Who is ahead on the common seeds, and whether that may be called a difference (`told_apart`).
 
-    It may if all of at least `FEW` seeds say the same, or if the sign-flip p-value is at most 0.05. All of n
-    seeds agree by chance alone in 2^(1-n) of cases, so the sentence says so.
+    All of n seeds agree by chance alone in 2^(1-n) of cases, so the sentence says so.
     """
     (gap, p), name, other = paired(rows, others), rows[0]["credit"], others[0]["credit"]
-    theirs = {r["seed"]: score(r) for r in others}
-    signs = [np.sign(score(r) - theirs[r["seed"]]) for r in rows if r["seed"] in theirs]
-    n, ahead, word = len(signs), signs.count(1), "higher" if gap.mean > 0 else "lower"
+    signs, word = seed_signs(rows, others), "higher" if gap.mean > 0 else "lower"
+    n, ahead = len(signs), signs.count(1)
     interval = f", interval [{gap.low:+.3f}, {gap.high:+.3f}]" if n > 1 else ""
     numbers = f"{name} minus {other} {gap.mean:+.3f}{interval}, ahead on {ahead} of {n}"
     if n < FEW:
         return f"{numbers}: **too few seeds to tell**"
     if abs(sum(signs)) == n:
         return f"{numbers}: **{word} on every seed** (by chance, once in {2 ** (n - 1)})"
-    return f"{numbers} (p = {p:.2f}): **{word if p <= 0.05 else 'not told apart'}**"
+    return f"{numbers} (p = {p:.2f}): **{word if told_apart(rows, others) else 'not told apart'}**"
+
+
+def told_apart(rows: Rows, others: Rows) -> int:
+    """1 where `rows` may be called better than `others`, -1 where worse, 0 where neither.
+
+    They may if all of at least `FEW` common seeds say the same, or if the sign-flip p-value is at most 0.05.
+    """
+    signs, (gap, p) = seed_signs(rows, others), paired(rows, others)
+    clear = len(signs) >= FEW and (abs(sum(signs)) == len(signs) or p <= 0.05)
+    return int(np.sign(gap.mean)) if clear else 0
+
+
+def seed_signs(rows: Rows, others: Rows) -> list[int]:
+    """Per common seed: 1 where `rows` score higher than `others`, -1 where lower, 0 where equal."""
+    theirs = {r["seed"]: score(r) for r in others}
+    return [int(np.sign(score(r) - theirs[r["seed"]])) for r in rows if r["seed"] in theirs]
+
+
+def standing_table(rows: Rows, credit: str = "norm_itpo") -> str:
+    """Where `credit` stands in each cell: its rank by the mean, and the methods that are told apart from it."""
+    lines = []
+    for (task, estimator), cell in grouped(rows, "task", "estimator").items():
+        methods = {name: runs for (name,), runs in grouped(cell, "credit").items()}
+        ours = methods.get(credit)
+        if ours is None:
+            continue
+        means = {name: statistics.mean(map(score, runs)) for name, runs in methods.items()}
+        rank = 1 + sum(mean > means[credit] for mean in means.values())
+        others = [name for name in sorted(methods, key=lambda name: -means[name]) if name != credit]
+        sides = {name: told_apart(methods[name], ours) for name in others if common_seeds(methods[name], ours)}
+        named = [", ".join(name for name in sides if sides[name] == side) or "none" for side in (1, 0, -1)]
+        place = f"{rank} of {len(methods)}"
+        lines.append([f"{TITLES[task]}, {estimator}", str(len(ours)), f"{means[credit]:.3f}", place, *named])
+    header = ["task, estimator", "seeds", credit, "rank by mean", "better than it", "not told apart", "worse than it"]
+    return markdown(header, lines)

@@ -14,6 +14,7 @@ from itpo_lib.advantages import (
     BASELINES,
     gae,
     grpo,
+    grpo_outcome,
     leave_one_out,
     rewards_on_last_token,
     rloo,
@@ -164,7 +165,7 @@ def test_signed_is_credit_weighted_where_a_credit_knows_no_blame():
 def test_credit_without_shares_refuses_baselines_that_spread():
     credit = dataclasses.replace(credit_for([2, 1, 3])[0], shares=None)
     for baseline in ("outcome", "credit_weighted", "signed"):
-        with pytest.raises(ItpoError, match="use baseline 'turn' or 'official'"):
+        with pytest.raises(ItpoError, match="use baseline 'turn'"):
             rloo(credit, torch.ones(3), G, baseline)
     for baseline in ("turn", "official"):
         assert torch.isfinite(rloo(credit, torch.ones(3), G, baseline)).all()
@@ -350,7 +351,11 @@ RULES = [
         ("rloo", "credit_weighted"),
         ("rloo", "signed"),
         ("grpo", "turn"),
+        ("grpo", "outcome"),
+        ("grpo", "credit_weighted"),
+        ("grpo", "signed"),
         ("ppo", "turn"),
+        ("ppo", "credit_weighted"),
     )
     if credit not in ("prime", "itpo") or baseline in ("turn", "official")
 ]
@@ -434,16 +439,63 @@ def test_without_whitening_the_chain_is_the_estimator():
 
 
 def test_ppo_targets_are_advantage_plus_value():
-    exp, rule = experience(), LearningRule("trajectory", "ppo", gae_lambda=1.0, whiten=False)
+    exp, rule = experience(), LearningRule("trajectory", "ppo", "turn", gae_lambda=1.0, whiten=False)
     advantages, targets = token_advantages(rule, exp, G, 3)
     mask = exp.turn_ids > 0
     assert torch.allclose(targets[mask], exp.outcomes[:, None].expand_as(mask)[mask], atol=1e-5)
     assert torch.allclose(advantages[mask], (targets - exp.values)[mask], atol=1e-5)
 
 
+def test_grpo_with_the_trajectory_share_gives_every_turn_the_normalised_outcome():
+    exp, rule = experience(), LearningRule("trajectory", "grpo", "outcome", whiten=False)
+    advantages, _ = token_advantages(rule, exp, G, 3)
+    for first in range(0, len(exp.outcomes), G):
+        rows = [r for r in range(first, first + G) if exp.turn_ids[r].any()]
+        scores = exp.outcomes[rows].double()
+        expected = (scores - scores.mean()) / scores.std()
+        for row, score in zip(rows, expected.tolist(), strict=True):
+            mine = advantages[row][exp.turn_ids[row] > 0]
+            assert mine.tolist() == pytest.approx([score] * len(mine), abs=1e-5)
+
+
+@pytest.mark.parametrize("baseline", ["outcome", "credit_weighted", "signed"])
+def test_grpo_shares_out_as_rloo_does_up_to_the_groups_scale(baseline):
+    """Centred only, the group's mean leaves (G-1)/G of the edge over the others: a factor of the whole group."""
+    turns = ([2, 1], [3], [1], [1, 1, 1], [4], [2])
+    exp = experience(turns=turns)
+    credit = credit_of(LearningRule("norm_itpo"), exp, 3)
+    centred = grpo_outcome(credit, exp.outcomes, G, baseline, "none")
+    assert torch.allclose(centred * G / (G - 1), rloo(credit, exp.outcomes, G, baseline), atol=1e-6)
+
+
+def test_ppo_with_equal_shares_and_no_return_to_go_is_plain_ppo_on_the_outcome():
+    """K·w_k = 1 everywhere: nothing is left of the credit, and the critic's targets never knew it."""
+    exp = experience()
+    exp = dataclasses.replace(exp, token_rewards=torch.zeros_like(exp.token_rewards))
+    plain, plain_targets = token_advantages(LearningRule("trajectory", "ppo", "turn", whiten=False), exp, G, 3)
+    weighted, targets = token_advantages(LearningRule("norm_itpo", "ppo", "credit_weighted", whiten=False), exp, G, 3)
+    assert torch.allclose(weighted, plain, atol=1e-6) and torch.equal(targets, plain_targets)
+
+
+def test_ppo_credit_weighted_scales_each_turn_by_its_share():
+    """λ = 1: A_t = K·w_k·(R − V_t), worked out by hand for every token."""
+    exp, rule = experience(), LearningRule("norm_itpo", "ppo", "credit_weighted", gae_lambda=1.0, whiten=False)
+    advantages, targets = token_advantages(rule, exp, G, 3)
+    shares = credit_of(rule, exp, 3).shares
+    for row, ids in enumerate(exp.turn_ids.tolist()):
+        for token, turn in enumerate(ids):
+            if turn:
+                edge = exp.outcomes[row] - exp.values[row, token]
+                expected = max(ids) * shares[row, turn - 1] * edge
+                assert advantages[row, token].item() == pytest.approx(expected.item(), abs=1e-5)
+                assert targets[row, token].item() == pytest.approx(exp.outcomes[row].item(), abs=1e-5)
+
+
 def test_rules_that_make_no_sense_are_refused():
     with pytest.raises(ItpoError, match="needs the critic's values"):
         token_advantages(LearningRule(estimator="ppo"), experience(values=None), G, 3)
+    with pytest.raises(ItpoError, match="gives none"):
+        token_advantages(LearningRule("itpo", "ppo", "credit_weighted"), experience(), G, 3)
     with pytest.raises(ItpoError, match="grpo, ppo, rloo"):
         token_advantages(LearningRule(estimator="rlo"), experience(), G, 3)
     with pytest.raises(ItpoError, match="unknown credit"):

@@ -90,7 +90,7 @@ def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten, slices):
 @pytest.mark.parametrize("estimator", ["rloo", "grpo", "ppo"])
 @pytest.mark.parametrize("credit", ["trajectory", "uniform", "prime", "itpo", "norm_itpo"])
 def test_every_credit_runs_with_every_estimator(tmp_path, credit, estimator):
-    baseline = "turn" if credit in ("prime", "itpo") else "outcome"
+    baseline = "auto" if credit in ("prime", "itpo") or estimator == "ppo" else "outcome"
     trainer = build_trainer(settings(tmp_path, credit=credit, estimator=estimator, baseline=baseline, max_steps=1))
     before = [p.clone() for p in trainer.model.parameters()]
     trainer.train()
@@ -147,6 +147,9 @@ def test_the_prm_does_not_enter_the_gradient_clip_of_a_policy_with_adapters(tmp_
         ({"per_device_train_batch_size": 6}, "divisible"),
         ({"num_iterations": 2, "save_strategy": "steps", "save_steps": 25}, "multiple of 2"),
         ({"credit": "itpo", "baseline": "outcome"}, "shares"),
+        ({"estimator": "ppo", "credit": "itpo", "baseline": "credit_weighted"}, "shares"),
+        ({"estimator": "ppo", "baseline": "official"}, "auto, turn, credit_weighted"),
+        ({"estimator": "grpo", "baseline": "official"}, "takes baseline auto, turn, outcome"),
         ({"top_p": 0.9}, "top_p"),
         ({"gamma": 2.0}, "gamma"),
         ({"no_such_field": 1}, "no_such_field"),

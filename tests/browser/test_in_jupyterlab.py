@@ -129,7 +129,7 @@ def test_credit_explorer(notebook):
     outcome.fill("1")
     expect(view.get_by_role("alert")).to_have_count(0)
     page.get_by_label("Credit method").select_option("itpo")
-    expect(view.get_by_role("alert")).to_contain_text("gives none; use baseline 'turn' or 'official'")
+    expect(view.get_by_role("alert")).to_contain_text("gives none; use baseline 'turn'")
     page.get_by_label("Baseline of RLOO").select_option("turn")
     expect(view.get_by_role("alert")).to_have_count(0)
     assert_focus_is_seen(page)
