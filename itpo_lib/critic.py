@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from .adapters import active, add_role, has_adapters, trainable
 from .dialogue import DialogueBatch
 from .logprobs import hidden_states, micro_batches
-from .sidecar import Sidecar
+from .sidecar import Sidecar, average_total
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, mask: Tensor, clip: float) -> Tensor:
@@ -96,7 +96,7 @@ class Critic:
         self, batch: DialogueBatch, old_values: Tensor, targets: Tensor, mask: Tensor, losses: list[float]
     ) -> Iterator[Tensor]:
         """The value loss, micro-batch by micro-batch; each part is also noted in `losses`."""
-        count = mask.sum().clamp(min=1)
+        count = average_total(mask.sum().float()).clamp(min=1)
         for rows in micro_batches(batch, self.micro_batch):
             values = self.model(batch.rows(rows))
             old, aim, own = (tensor[rows, : values.shape[1]] for tensor in (old_values, targets, mask))

@@ -23,7 +23,7 @@ from .adapters import active, add_role, has_adapters, trainable
 from .dialogue import DialogueBatch
 from .errors import require
 from .logprobs import micro_batches, token_logprobs
-from .sidecar import Sidecar
+from .sidecar import Sidecar, average_total
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -139,7 +139,7 @@ class ImplicitPRM:
         With adapters a part is a micro-batch. A full copy keeps one graph, micro-batches or not: its sums then have
         the order in which the published results were computed. Use mini-batches to bound its memory.
         """
-        total = weights.sum().clamp(min=1)
+        total = average_total(weights.sum()).clamp(min=1)
         for rows in micro_batches(batch, self.micro_batch if self.adapter else None):
             scores = self._scores(batch.rows(rows), ref_logprobs[rows])
             errors = torch.nn.functional.binary_cross_entropy_with_logits(scores, targets[rows], reduction="none")

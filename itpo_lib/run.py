@@ -15,6 +15,7 @@ import torch
 
 from .errors import ItpoError, require
 from .presets import ADAPTERS, EVAL_DIALOGUES, PRESETS
+from .processes import check_resumable
 from .tasks import Task, ceiling, get_task
 
 if TYPE_CHECKING:
@@ -98,13 +99,14 @@ def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = 
 
     task = get_task(settings.task, settings.scale, **settings.task_options)
     fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 20, **settings.options}
+    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     unknown = set(fields) - set(ITPOConfig.__dataclass_fields__)
     require(not unknown, f"ITPOConfig has no field {sorted(unknown)}; `itpo train --help` lists the common ones")
     try:
         args = ITPOConfig(
             output_dir=settings.out,
             seed=settings.seed,
-            use_cpu=settings.device == "cpu",
+            use_cpu=settings.device == "cpu" or not accelerator,
             dataloader_pin_memory=torch.cuda.is_available() and settings.device != "cpu",
             **fields,
         )
@@ -133,7 +135,7 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     the policy. `resume` continues from the newest complete checkpoint, exactly.
     """
     from .callbacks import GracefulStop, MetricsFile, ProgressBar
-    from .trainer import latest_checkpoint
+    from .trainer import COMPLETE, latest_checkpoint
 
     out = Path(settings.out)
     metrics = out / "metrics.jsonl"
@@ -145,6 +147,8 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     with trainer.accelerator.main_process_first():  # the others read what it wrote
         before = _evaluate_before(settings, trainer)
     checkpoint = latest_checkpoint(out) if resume else None
+    if checkpoint is not None:
+        check_resumable(checkpoint / COMPLETE, trainer.args)  # the trainer's check comes after DeepSpeed has loaded
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:

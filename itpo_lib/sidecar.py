@@ -73,9 +73,24 @@ class Sidecar:
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Average gradients over all processes; nothing to do in one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if several_processes():
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             dist.all_reduce(p.grad)
             p.grad /= dist.get_world_size()
+
+
+def average_total(total: Tensor) -> Tensor:
+    """The mean of a weight's total over all processes, (): what to divide by, so that averaged gradients are those of
+    one process with all of the data, however the weight is spread over processes."""
+    if several_processes():
+        total = total.clone()
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return total
+
+
+def several_processes() -> bool:
+    """Whether this is one process of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
