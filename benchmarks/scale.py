@@ -20,7 +20,7 @@ from itpo_lib.study_tables import markdown
 from itpo_lib.terminal import duration
 
 ROOT = Path(__file__).parents[1]
-PAGE, MEMORY = ROOT / "docs" / "scale.md", ROOT / "benchmarks" / "results" / "memory.jsonl"
+PAGE, RESULTS = ROOT / "docs" / "scale.md", ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -54,11 +54,22 @@ def table_of(rows: list[dict[str, object]]) -> str:
     return markdown(list(rows[0]), cells)
 
 
+def vllm_table(kind: str) -> str:
+    """Rows of benchmarks/vllm_cpu.py that have the column `kind`, without what the caption says."""
+    rows = [row for row in read_rows(RESULTS / "vllm.jsonl") if kind in row]
+    names = [
+        name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("vllm", "repeats", "seed")
+    ]
+    return table_of([{name: row.get(name, "") for name in names} for row in rows])
+
+
 TABLES = {
     "recipes": recipe_table,
     "parts": parts_table,
-    "memory": lambda: table_of(measured_table(read_rows(MEMORY))),
+    "memory": lambda: table_of(measured_table(read_rows(RESULTS / "memory.jsonl"))),
     "sizes": lambda: table_of(computed_table()),
+    "vllm_learn": lambda: vllm_table("batches"),
+    "vllm_speed": lambda: vllm_table("vLLM (tokens/s)"),
 }
 
 
