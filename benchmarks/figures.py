@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import re
 import statistics
 import sys
@@ -24,11 +25,12 @@ from offline_prm import KINDS, of_kind
 from text_learning import base_of
 from variants import VARIANTS, variant_of
 
+from itpo_lib.credit import CREDITS
 from itpo_lib.evaluate import Estimate, paired_gain
 from itpo_lib.plots import STYLE, smooth
 from itpo_lib.study import agreement_by_phase, area, read_rows, score, wins
 from itpo_lib.study_plots import curve_figure, look, probe_figure, score_figure
-from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, mean_cell, score_table, standing_table
+from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, mean_cell, pooled_table, score_table, standing_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "pictures"
@@ -117,18 +119,21 @@ def variants_table(rows: Rows) -> str:
     return markdown(["variant", "end, one number a seed", "area", "turns at the end"], lines)
 
 
-def ppo_table(rows: Rows, plain: Rows) -> str:
-    """PPO on shares: `rows` are of the study (no return-to-go), `plain` of the same methods under plain GAE."""
-    given = {(r["task"], r["credit"]) for r in plain}
-    ours = [r for r in rows if r["estimator"] == "ppo" and (r["task"], r["credit"]) in given]
+def textbook_table(rows: Rows, textbook: Rows) -> str:
+    """GRPO and PPO with a sum over later turns (`textbook`, cells of three seeds), beside the study's cells without it."""
     lines = []
-    for (task, credit), runs in grouped([*ours, *plain], "task", "credit").items():
-        for (returns,), found in sorted(grouped([{**r, "plain": r in plain} for r in runs], "plain").items()):
-            ends = " ".join(f"{score(r):.3f}" for r in found)
-            measured = [mean_cell([area(r) for r in found]), mean_cell([r["turns"] for r in found])]
-            name = "plain GAE (`turn`)" if returns else "`credit_weighted`"
-            lines.append([f"{TITLES[task]}, {credit}", name, ends, *measured])
-    header = ["task, credit", "PPO's advantage", "end, one number a seed", "area", "turns at the end"]
+    cells = grouped(textbook, "estimator", "task", "credit")
+    order = [cell for cell in itertools.product(("grpo", "ppo"), TITLES, CREDITS) if len(cells.get(cell, ())) >= 3]
+    for cell in order:
+        summed = cells[cell]
+        ours = [r for r in rows if (r["estimator"], r["task"], r["credit"]) == cell]
+        for name, runs in (("turn", summed), ("auto", sorted(ours, key=lambda r: r["seed"]))):
+            ends = " ".join(f"{score(r):.3f}" for r in runs)
+            measured = (
+                [mean_cell([score(r) for r in runs]), mean_cell([r["turns"] for r in runs])] if runs else ["", ""]
+            )
+            lines.append([f"{cell[0]}, {TITLES[cell[1]]}, {cell[2]}", f"`{name}`", ends, *measured])
+    header = ["estimator, task, credit", "baseline", "end, one number a seed", "mean", "turns at the end"]
     return markdown(header, lines)
 
 
@@ -220,8 +225,8 @@ def products() -> dict[Path, str]:
         tables["tuning"] = tuning_table(tuning)
     if study:
         tables |= {"scores": score_table(study), "wins": win_table(study), "truth": truth_table(probed_methods(study))}
-        tables["standing"] = standing_table(study)
-        tables["ppo"] = ppo_table(study, read_rows(RESULTS / "ppo_baselines.jsonl"))
+        tables |= {"standing": standing_table(study), "pooled": pooled_table(study)}
+        tables["textbook"] = textbook_table(study, read_rows(RESULTS / "return_to_go.jsonl"))
         built = {
             PICTURES / "study_scores.svg": svg(score_figure(study)),
             PICTURES / "study_curves.svg": svg(curve_figure(study)),

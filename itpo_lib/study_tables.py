@@ -69,13 +69,25 @@ def gap_cell(rows: Rows, others: Rows) -> str:
 
 
 def settings_table(rows: Rows) -> str:
-    """What was run: seeds, steps and settings, per credit and estimator."""
+    """What was run: steps, seeds of each estimator and settings, per credit."""
     lines = []
-    for (difficulty, estimator, credit), runs in grouped(rows, "difficulty", "estimator", "credit").items():
-        seeds = " ".join(str(r["seed"]) for r in runs)
+    for (difficulty, credit), runs in grouped(rows, "difficulty", "credit").items():
+        estimators = grouped(sorted(runs, key=lambda r: r["estimator"] != "rloo"), "estimator")
+        seeds = "; ".join(f"{name} {seed_ranges([r['seed'] for r in found])}" for (name,), found in estimators.items())
         settings = "; ".join(dict.fromkeys(named_options(r["options"]) for r in runs))
-        lines.append([f"{credit}, {estimator}", difficulty, str(runs[0]["steps"]), seeds, settings])
-    return markdown(["credit, estimator", "difficulty", "steps", "seeds", "settings"], lines)
+        lines.append([credit, difficulty, str(runs[0]["steps"]), seeds, settings])
+    return markdown(["credit", "difficulty", "steps", "seeds", "settings"], lines)
+
+
+def seed_ranges(seeds: Sequence[int]) -> str:
+    """Ascending seeds in short: 0 1 2 5 is "0–2 5"."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return " ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
 
 
 def named_options(options: dict[str, Any]) -> str:
@@ -145,3 +157,21 @@ def standing_table(rows: Rows, credit: str = "norm_itpo") -> str:
         lines.append([f"{TITLES[task]}, {estimator}", str(len(ours)), f"{means[credit]:.3f}", place, *named])
     header = ["task, estimator", "seeds", credit, "rank by mean", "better than it", "not told apart", "worse than it"]
     return markdown(header, lines)
+
+
+def pooled_table(rows: Rows, credit: str = "trajectory") -> str:
+    """Every method against `credit` over all cells: the mean of the differences on the same task, estimator and seed."""
+    place = lambda r: (r["task"], r["estimator"], r["seed"])  # noqa: E731
+    plain = {place(r): score(r) for r in rows if r["credit"] == credit}
+    lines = []
+    for (name,), runs in grouped(rows, "credit").items():
+        gaps = [score(r) - plain[place(r)] for r in runs if place(r) in plain]
+        if name != credit and gaps:
+            gap, ahead = bootstrap_mean(gaps), sum(g > 0 for g in gaps)
+            worst = min(map(score, runs))
+            interval = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+            lines.append((gap.mean, [name, interval, f"{ahead} of {len(gaps)}", f"{worst:.3f}"]))
+    lines.sort(key=lambda line: -line[0])
+    floor = f"{min(plain.values()):.3f}" if plain else ""
+    own = [[credit, "", "", floor]] if plain else []
+    return markdown(["credit", f"minus {credit}", "ahead", "worst run"], [line for _, line in lines] + own)

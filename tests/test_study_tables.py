@@ -10,7 +10,15 @@ from itpo_lib.credit import CREDITS
 from itpo_lib.errors import ItpoError
 from itpo_lib.study import agreement_by_phase, committed_rows
 from itpo_lib.study_plots import curve_figure, probe_figure, score_figure
-from itpo_lib.study_tables import score_table, settings_table, verdict, verdicts
+from itpo_lib.study_tables import (
+    pooled_table,
+    score_table,
+    settings_table,
+    standing_table,
+    told_apart,
+    verdict,
+    verdicts,
+)
 
 
 def runs(credit: str, *afters: float) -> list[dict]:
@@ -52,8 +60,24 @@ def test_tables_sort_by_score_and_name_settings():
     lines = score_table(rows).splitlines()
     assert lines[2].startswith("| math tutoring, rloo | norm_itpo | 2 | 0.850 |")  # two seeds: no interval
     assert lines[2].endswith("| +0.225 |") and lines[3].endswith("|  |")
-    assert "| norm_itpo, rloo | normal | 112 | 0 1 | prm_beta 0.1 |" in settings_table(rows)
-    assert "| trajectory, rloo | normal | 112 | 0 1 | nothing |" in settings_table(rows)
+    grpo = [{**rows[0], "estimator": "grpo", "seed": seed} for seed in (0, 1, 2, 7)]
+    settings = settings_table([*grpo, *rows])
+    assert "| norm_itpo | normal | 112 | rloo 0–1 | prm_beta 0.1 |" in settings
+    assert "| trajectory | normal | 112 | rloo 0–1; grpo 0–2 7 | nothing |" in settings
+
+
+def test_the_standing_counts_what_is_told_apart():
+    ours, plain = runs("norm_itpo", 0.5, 0.6, 0.7, 0.8), runs("trajectory", 0.2, 0.3, 0.2, 0.3)
+    assert (told_apart(ours, plain), told_apart(plain, ours), told_apart(ours, ours)) == (1, -1, 0)
+    assert told_apart(ours[:3], plain) == 0, "three seeds are too few"
+    mixed = runs("judge", 0.7, 0.5, 0.8, 0.7)
+    lines = standing_table([*ours, *plain, *mixed, *runs("oracle", 0.71, 0.71, 0.71, 0.81)]).splitlines()
+    assert lines[2] == "| math tutoring, rloo | 4 | 0.812 | 3 of 4 | oracle | judge | trajectory |"
+    assert standing_table(plain).count("\n") == 2, "no run of the method that is asked about"
+    pooled = pooled_table([*ours, *plain, *[{**r, "estimator": "grpo"} for r in (*ours[:1], *plain[:1])]]).splitlines()
+    gap = np.mean([0.3, 0.3, 0.5, 0.5, 0.3]) / 0.8  # the ceiling
+    assert pooled[2].startswith(f"| norm_itpo | {gap:+.3f} [") and pooled[2].endswith("| 5 of 5 | 0.625 |")
+    assert pooled[3] == "| trajectory |  |  | 0.250 |" and len(pooled) == 4
 
 
 def test_figures_take_whatever_the_rows_hold():
