@@ -468,6 +468,16 @@ def test_grpo_shares_out_as_rloo_does_up_to_the_groups_scale(baseline):
     assert torch.allclose(centred * G / (G - 1), rloo(credit, exp.outcomes, G, baseline), atol=1e-6)
 
 
+@pytest.mark.parametrize("baseline", ["outcome", "credit_weighted", "signed"])
+def test_grpo_normalises_the_score_with_its_prices(baseline):
+    exp, rule = experience(), LearningRule("norm_itpo", "grpo", baseline, length_penalty=0.1, whiten=False)
+    credit = credit_of(rule, exp, 3)
+    expected = spread_to_tokens(grpo_outcome(credit, scores_of(rule, exp), G, baseline), exp.turn_ids)
+    found = token_advantages(rule, exp, G, 3)[0]
+    assert torch.equal(found, expected) and found.any()
+    assert not torch.allclose(found, spread_to_tokens(grpo_outcome(credit, exp.outcomes, G, baseline), exp.turn_ids))
+
+
 def test_ppo_with_equal_shares_and_no_return_to_go_is_plain_ppo_on_the_outcome():
     """K·w_k = 1 everywhere: nothing is left of the credit, and the critic's targets never knew it."""
     exp = experience()

@@ -264,10 +264,11 @@ def test_the_documents_numbers_come_from_its_own_snippet():
 def test_the_document_names_every_credit_and_its_baseline(tmp_path):
     """The table's baselines are what `auto` chooses."""
     text = (Path(__file__).parents[1] / "docs" / "credit.md").read_text()
-    table = [line.split("|") for line in text.splitlines() if line.startswith("| `") and line.count("|") == 7]
-    stated = {cells[1].strip(" `"): cells[6].strip(" `") for cells in table}
-    configs = {name: ITPOConfig(output_dir=str(tmp_path), use_cpu=True, credit=name) for name in CREDITS}
-    assert stated == {name: config.rule.baseline for name, config in configs.items()}
+    table = [line.split("|") for line in text.splitlines() if line.startswith("| `") and line.count("|") == 8]
+    for estimator, column in (("rloo", 6), ("grpo", 6), ("ppo", 7)):
+        stated = {cells[1].strip(" `"): cells[column].strip(" `") for cells in table}
+        common = {"output_dir": str(tmp_path), "use_cpu": True, "estimator": estimator}
+        assert stated == {name: ITPOConfig(credit=name, **common).rule.baseline for name in CREDITS}
 
 
 def test_lists_of_different_length_are_refused():
