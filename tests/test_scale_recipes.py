@@ -351,7 +351,7 @@ def test_the_tables_of_the_page_are_those_of_recipes_and_rows(monkeypatch):
     import memory as benchmark
     import scale
 
-    for row in scale.read_rows(scale.MEMORY):
+    for row in scale.read_rows(scale.RESULTS / "memory.jsonl"):
         assert row["peak"] / GIB == pytest.approx(benchmark.expected_peak(row), rel=0.25), row["layout"]
     page = scale.PAGE.read_text()
     assert {found[2] for found in scale.BLOCK.finditer(page)} == set(scale.TABLES)
