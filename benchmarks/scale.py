@@ -54,10 +54,11 @@ def table_of(rows: list[dict[str, object]]) -> str:
     return markdown(list(rows[0]), cells)
 
 
-def vllm_table() -> str:
-    """The runs of benchmarks/vllm_cpu.py, without what the caption says."""
-    rows = [row for row in read_rows(RESULTS / "vllm.jsonl") if "batches" in row]
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ("vllm", "seed")]
+def vllm_table(kind: str) -> str:
+    """The rows of benchmarks/vllm_cpu.py that have the column `kind`, without what the caption says."""
+    rows = [row for row in read_rows(RESULTS / "vllm.jsonl") if kind in row]
+    said = ("vllm", "seed", "repeats")
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in said]
     return table_of([{name: row.get(name, "") for name in names} for row in rows])
 
 
@@ -66,7 +67,8 @@ TABLES = {
     "parts": parts_table,
     "memory": lambda: table_of(measured_table(read_rows(RESULTS / "memory.jsonl"))),
     "sizes": lambda: table_of(computed_table()),
-    "vllm_learn": vllm_table,
+    "vllm_learn": lambda: vllm_table("batches"),
+    "vllm_speed": lambda: vllm_table("vLLM (tokens/s)"),
 }
 
 

@@ -145,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     if "speed" in choice.what:
-        rows += speed(((4, 90), (16, 90), (4, 400)), turns=4, new=16, repeats=choice.repeats)
+        rows += speed(((4, 90), (4, 400)), turns=4, new=16, repeats=choice.repeats)
         print_table("Playing SmolLM2, one thread", rows)
     if "learn" in choice.what:
         keep_weights_plain()
