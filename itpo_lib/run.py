@@ -99,14 +99,13 @@ def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = 
 
     task = get_task(settings.task, settings.scale, **settings.task_options)
     fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 20, **settings.options}
-    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
     unknown = set(fields) - set(ITPOConfig.__dataclass_fields__)
     require(not unknown, f"ITPOConfig has no field {sorted(unknown)}; `itpo train --help` lists the common ones")
     try:
         args = ITPOConfig(
             output_dir=settings.out,
             seed=settings.seed,
-            use_cpu=settings.device == "cpu" or not accelerator,
+            use_cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
             dataloader_pin_memory=torch.cuda.is_available() and settings.device != "cpu",
             **fields,
         )

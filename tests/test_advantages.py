@@ -468,6 +468,17 @@ def test_grpo_shares_out_as_rloo_does_up_to_the_groups_scale(baseline):
     assert torch.allclose(centred * G / (G - 1), rloo(credit, exp.outcomes, G, baseline), atol=1e-6)
 
 
+@pytest.mark.parametrize("estimator", ["rloo", "grpo"])
+def test_the_discount_reaches_the_sum_of_baseline_outcome(estimator):
+    """A_k = edge · Σ_{j>=k} γ^{j-k} w_j, by hand on a dialogue of three turns."""
+    exp, rule = experience(), LearningRule("norm_itpo", estimator, "outcome", gamma=0.5, whiten=False)
+    found = token_advantages(rule, exp, G, 3)[0][3][exp.turn_ids[3] > 0]
+    w = credit_of(rule, exp, 3).shares[3].tolist()
+    ahead = [w[0] + 0.5 * w[1] + 0.25 * w[2], w[1] + 0.5 * w[2], w[2]]
+    edge = found[2].item() / w[2]
+    assert edge != 0 and found.tolist() == pytest.approx([edge * sum_ for sum_ in ahead], abs=1e-5)
+
+
 @pytest.mark.parametrize("baseline", ["outcome", "credit_weighted", "signed"])
 def test_grpo_normalises_the_score_with_its_prices(baseline):
     exp, rule = experience(), LearningRule("norm_itpo", "grpo", baseline, length_penalty=0.1, whiten=False)

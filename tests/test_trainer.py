@@ -160,6 +160,16 @@ def test_bad_settings_are_refused_before_work(tmp_path, options, says):
         build_trainer(settings(tmp_path, **options))
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device to choose")
+def test_without_an_accelerator_bf16_trains_on_the_cpu(tmp_path):
+    """The device is chosen by itself: nobody has to say that it is the CPU."""
+    run = settings(tmp_path, max_steps=1, bf16=True)
+    run.device, run.lora = "auto", True
+    trainer = build_trainer(run)
+    trainer.train()
+    assert trainer.args.use_cpu and trainer.state.global_step == 1
+
+
 def test_bad_task_names_are_refused(tmp_path):
     with pytest.raises(ItpoError, match="math_tutoring"):
         build_trainer(RunSettings(task="maths", out=str(tmp_path)))
