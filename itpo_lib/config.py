@@ -12,7 +12,7 @@ import torch
 from trl import GRPOConfig
 
 from .advantages import BASELINES, ESTIMATORS, GRPO_BASELINES, GRPO_SCALES, PPO_BASELINES
-from .credit import CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
+from .credit import CAN_SHARE, CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
 from .errors import require, unknown_name
 from .learning import LearningRule
 
@@ -109,11 +109,12 @@ class ITPOConfig(GRPOConfig):
             f"rollout_waves must be an integer >= 1, got {self.rollout_waves!r}",
         )
         require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
-        shareless = self.credit not in GIVES_SHARES and self.baseline not in ("auto", "turn", "official")
+        taken = ["auto", "turn", "official"]
+        taken += ["credit_weighted", "signed"] if self.credit in CAN_SHARE else []
+        taken += ["outcome"] if self.credit in GIVES_SHARES else []
         require(
-            not shareless,
-            f"baseline {self.baseline!r} needs shares of the outcome, which credit {self.credit!r} does not give; "
-            "use baseline='turn'",
+            self.baseline in taken,
+            f"credit {self.credit!r} takes baseline {', '.join(taken)}; got {self.baseline!r}, which needs shares",
         )
         fitting = ("auto", *BASELINES_OF[self.estimator])
         require(

@@ -179,13 +179,18 @@ def judge(inputs: CreditInputs) -> Credit:
 
 
 def value_differences(inputs: CreditInputs) -> Credit:
-    """R_k = V_k - V_{k-1}, with V_K = R: TD errors of a value model, or the true credit. Σ_k R_k = R - V_0."""
+    """R_k = V_k - V_{k-1}, with V_K = R: TD errors of a value model, or the true credit. Σ_k R_k = R - V_0.
+
+    The shares are what Norm-ITPO would make of these rewards, for the baselines that share R out.
+    """
     if inputs.turn_values is None:
         raise ItpoError("credits 'value' and 'oracle' need turn_values (B, K)")
     mask, before = inputs.mask, inputs.turn_values
     following = torch.nn.functional.pad(before[:, 1:], (0, 1))
     after = torch.where(last_unit(mask) > 0, inputs.outcomes[:, None], following)
-    return Credit((after - before) * mask, mask, inputs.turn_ids)
+    gains = (after - before) * mask
+    shares, blame = (softmax_shares(sign * gains, mask, inputs.temperature) for sign in (1, -1))
+    return Credit(gains, mask, inputs.turn_ids, shares, blame)
 
 
 CREDITS: dict[str, Callable[[CreditInputs], Credit]] = {
@@ -199,7 +204,8 @@ CREDITS: dict[str, Callable[[CreditInputs], Credit]] = {
     "oracle": value_differences,
 }
 NEEDS_PRM = frozenset({"prime", "itpo", "norm_itpo"})
-GIVES_SHARES = frozenset({"trajectory", "uniform", "norm_itpo", "judge"})
+GIVES_SHARES = frozenset({"trajectory", "uniform", "norm_itpo", "judge"})  # its rewards are shares of R
+CAN_SHARE = GIVES_SHARES | {"value", "oracle"}  # rewards of their own, and shares on request
 SOFTMAX_MODES = ("sum", "official")
 
 

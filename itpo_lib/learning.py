@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import advantages as adv
-from .credit import Credit, CreditInputs, assign_credit, unit_lengths, unit_sums
+from .credit import GIVES_SHARES, Credit, CreditInputs, assign_credit, unit_lengths, unit_sums
 from .errors import ItpoError
 
 
@@ -89,7 +89,7 @@ def turn_credit(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0
         return torch.zeros_like(credit.rewards)
     if rule.credit == "prime":
         return unit_sums(exp.token_rewards, exp.turn_ids, n_turns) * exp.valid[:, None]
-    if credit.shares is not None:
+    if rule.credit in GIVES_SHARES and credit.shares is not None:
         return credit.shares
     return unit_sums(adv.rewards_on_last_token(credit), exp.turn_ids, n_turns)
 

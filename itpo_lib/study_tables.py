@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .advantages import ESTIMATORS
 from .evaluate import bootstrap_mean
 from .study import area, paired, score, steps_to
 
@@ -20,10 +21,16 @@ Rows = Sequence[dict[str, Any]]
 FEW = 4  # seeds below which no verdict is given
 
 
+def place(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Where a row belongs: tasks and estimators in the course's order, then the seed. Not every benchmark names all."""
+    task, estimator = row.get("task", "math_tutoring"), row.get("estimator", "rloo")
+    return list(TITLES).index(task), ESTIMATORS.index(estimator), row["seed"]
+
+
 def grouped(rows: Rows, *names: str) -> dict[tuple, list[dict[str, Any]]]:
-    """Rows by the values of some fields, in order of first appearance, seeds ascending."""
+    """Rows by the values of some fields, each group in order of `place`."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda r: r["seed"]):
+    for row in sorted(rows, key=place):
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return groups
 
@@ -72,8 +79,8 @@ def settings_table(rows: Rows) -> str:
     """What was run: steps, seeds of each estimator and settings, per credit."""
     lines = []
     for (difficulty, credit), runs in grouped(rows, "difficulty", "credit").items():
-        estimators = grouped(sorted(runs, key=lambda r: r["estimator"] != "rloo"), "estimator")
-        seeds = "; ".join(f"{name} {seed_ranges([r['seed'] for r in found])}" for (name,), found in estimators.items())
+        estimators = grouped(runs, "estimator").items()
+        seeds = "; ".join(f"{name} {seed_ranges([r['seed'] for r in found])}" for (name,), found in estimators)
         settings = "; ".join(dict.fromkeys(named_options(r["options"]) for r in runs))
         lines.append([credit, difficulty, str(runs[0]["steps"]), seeds, settings])
     return markdown(["credit", "difficulty", "steps", "seeds", "settings"], lines)
@@ -141,7 +148,10 @@ def seed_signs(rows: Rows, others: Rows) -> list[int]:
 
 
 def standing_table(rows: Rows, credit: str = "norm_itpo") -> str:
-    """Where `credit` stands in each cell: its rank by the mean, and the methods that are told apart from it."""
+    """Where `credit` stands in each cell: the methods that are told apart from it, and its rank by the mean.
+
+    The oracle is compared, but not ranked: it looks at the truth.
+    """
     lines = []
     for (task, estimator), cell in grouped(rows, "task", "estimator").items():
         methods = {name: runs for (name,), runs in grouped(cell, "credit").items()}
@@ -149,19 +159,19 @@ def standing_table(rows: Rows, credit: str = "norm_itpo") -> str:
         if ours is None:
             continue
         means = {name: statistics.mean(map(score, runs)) for name, runs in methods.items()}
-        rank = 1 + sum(mean > means[credit] for mean in means.values())
+        rivals = [mean for name, mean in means.items() if name != "oracle"]
+        rank = 1 + sum(mean > means[credit] for mean in rivals)
         others = [name for name in sorted(methods, key=lambda name: -means[name]) if name != credit]
         sides = {name: told_apart(methods[name], ours) for name in others if common_seeds(methods[name], ours)}
         named = [", ".join(name for name in sides if sides[name] == side) or "none" for side in (1, 0, -1)]
-        place = f"{rank} of {len(methods)}"
-        lines.append([f"{TITLES[task]}, {estimator}", str(len(ours)), f"{means[credit]:.3f}", place, *named])
+        standing = [f"{means[credit]:.3f}", f"{rank} of {len(rivals)}", *named]
+        lines.append([f"{TITLES[task]}, {estimator}", str(len(ours)), *standing])
     header = ["task, estimator", "seeds", credit, "rank by mean", "better than it", "not told apart", "worse than it"]
     return markdown(header, lines)
 
 
 def pooled_table(rows: Rows, credit: str = "trajectory") -> str:
     """Every method against `credit` over all cells: the mean of the differences on the same task, estimator and seed."""
-    place = lambda r: (r["task"], r["estimator"], r["seed"])  # noqa: E731
     plain = {place(r): score(r) for r in rows if r["credit"] == credit}
     lines = []
     for (name,), runs in grouped(rows, "credit").items():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import layout, make_model, normal
 
 from itpo_lib.advantages import ESTIMATORS
 from itpo_lib.config import ITPOConfig
-from itpo_lib.credit import CREDITS, GIVES_SHARES, NEEDS_PRM, CreditInputs, assign_credit, unit_firsts
+from itpo_lib.credit import CAN_SHARE, CREDITS, GIVES_SHARES, NEEDS_PRM, CreditInputs, assign_credit, unit_firsts
 from itpo_lib.errors import DialogueFailed, ItpoError
 from itpo_lib.learning import Experience, LearningRule, token_advantages
 from itpo_lib.run import quiet_libraries
@@ -70,7 +72,11 @@ def test_value_differences_by_hand(name):
     assert torch.allclose(credit.rewards, expected, atol=1e-6)
     has_turns = torch.tensor([True, True, False, True])
     assert torch.allclose(credit.rewards.sum(1), (OUTCOMES - values[:, 0]) * has_turns, atol=1e-6)
-    assert credit.shares is None and name not in GIVES_SHARES
+    assert name not in GIVES_SHARES and name in CAN_SHARE
+    for shares, sign in ((credit.shares, 1), (credit.blame, -1)):
+        powers = [[math.exp(sign * gain / 0.4) for gain in row] for row in ([0.1, 0.2], [-0.1], [], [0.8, -0.7, 0.8])]
+        by_hand = [[power / sum(row) for power in row] + [0.0] * (3 - len(row)) for row in powers]
+        assert torch.allclose(shares, torch.tensor(by_hand))
 
 
 def test_judged_shares_by_hand():
@@ -112,6 +118,20 @@ def test_true_credit_is_not_summed_again():
     assert torch.allclose(rloo, torch.tensor([[0.4, 0.4, 0.0], [-0.4, -0.4, -0.5]]), atol=1e-6)  # turn 3: no other
     grpo, _ = token_advantages(LearningRule("oracle", "grpo", "turn", grpo_scale="none", whiten=False), exp, 2, 3)
     assert torch.allclose(grpo, (credit - credit.sum() / 5) * (exp.turn_ids > 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("credit", ["oracle", "value"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_values_can_share_the_outcome_out(credit, estimator):
+    """K·w_k times the edge over the others, with w the softmax of V_k - V_{k-1}: Norm-ITPO on other evidence."""
+    evidence = {"turn_values": torch.tensor([[0.5, 0.8, 0.0], [0.5, 0.4, 0.2]]), "values": torch.zeros(2, 3)}
+    exp = learning_example(**evidence)
+    rule = LearningRule(credit, estimator, "credit_weighted", grpo_scale="none", gae_lambda=1.0, whiten=False)
+    found, _ = token_advantages(rule, exp, 2, 3)
+    edges = {"rloo": [1.0, -1.0], "grpo": [0.5, -0.5], "ppo": [1.0, 0.0]}[estimator]
+    for row, edge, gains in zip(found, edges, ([0.3, 0.2], [-0.1, -0.2, -0.2]), strict=True):
+        weights = torch.tensor(gains).div(0.4).softmax(0) * len(gains)
+        assert torch.allclose(row[: len(gains)], weights * edge)
 
 
 def test_td_errors_of_a_value_model_are_summed_by_gae_over_turns():
@@ -270,7 +290,11 @@ def test_a_value_model_resumes(tmp_path, tokenizer, chat):
 
 @pytest.mark.parametrize(
     "options, says",
-    [({"oracle_samples": 1}, "oracle_samples must be >= 2"), ({"credit": "oracle", "baseline": "outcome"}, "shares")],
+    [
+        ({"oracle_samples": 1}, "oracle_samples must be >= 2"),
+        ({"credit": "oracle", "baseline": "outcome"}, "'oracle' takes .*signed; got 'outcome', which needs shares"),
+        ({"credit": "itpo", "baseline": "signed"}, "'itpo' takes .*official; got 'signed', which needs shares"),
+    ],
 )
 def test_bad_settings_are_refused(tmp_path, options, says):
     with pytest.raises(ItpoError, match=says):

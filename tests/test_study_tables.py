@@ -72,7 +72,7 @@ def test_the_standing_counts_what_is_told_apart():
     assert told_apart(ours[:3], plain) == 0, "three seeds are too few"
     mixed = runs("judge", 0.7, 0.5, 0.8, 0.7)
     lines = standing_table([*ours, *plain, *mixed, *runs("oracle", 0.71, 0.71, 0.71, 0.81)]).splitlines()
-    assert lines[2] == "| math tutoring, rloo | 4 | 0.812 | 3 of 4 | oracle | judge | trajectory |"
+    assert lines[2] == "| math tutoring, rloo | 4 | 0.812 | 2 of 3 | oracle | judge | trajectory |"
     assert standing_table(plain).count("\n") == 2, "no run of the method that is asked about"
     pooled = pooled_table([*ours, *plain, *[{**r, "estimator": "grpo"} for r in (*ours[:1], *plain[:1])]]).splitlines()
     gap = np.mean([0.3, 0.3, 0.5, 0.5, 0.3]) / 0.8  # the ceiling
