@@ -15,13 +15,8 @@ from .logprobs import hidden_states, micro_batches
 from .sidecar import Sidecar, average_total
 
 
-def clipped_value_loss(values: Tensor, old_values: Tensor, targets: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """PPO's value loss, mean over `mask`; all (B, T). The larger of the plain and the clipped error."""
-    return clipped_error_sum(values, old_values, targets, mask, clip) / mask.sum().clamp(min=1)
-
-
 def clipped_error_sum(values: Tensor, old_values: Tensor, targets: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """The sum over `mask` that `clipped_value_loss` is the mean of."""
+    """PPO's value loss, summed over `mask`; all (B, T). The larger of the plain and the clipped error counts."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     errors = torch.maximum((values - targets).square(), (clipped - targets).square())
     return 0.5 * (errors * mask).sum()

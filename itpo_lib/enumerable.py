@@ -150,12 +150,6 @@ class Dialogues:
         return turn_ids, (log_ratios[self.states, self.actions] * exists).flatten(1)
 
 
-def table_credit(dialogues: Dialogues, table: Tensor) -> Credit:
-    """Credit with turn rewards r(s, a): the case in which return-to-go is the whole truth."""
-    rewards, mask = dialogues.turn_rewards(table), dialogues.mask
-    return Credit(rewards, mask, mask.long().cumsum(1) * mask)
-
-
 def named_credit(
     dialogues: Dialogues,
     name: str,

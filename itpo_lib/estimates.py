@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import require, unknown_name
+from .errors import require
 from .model_shapes import ModelShape
 
 GIB = 2**30
@@ -134,10 +134,3 @@ def step_seconds(work: Workload, device: Device) -> dict[str, float]:
         "learning": 2 * shape.parameters * work.dialogues * work.usual * passes(work) / rate,
     }
     return {**parts, "step": sum(parts.values())}
-
-
-def device_of(name: str) -> Device:
-    """A known device."""
-    if name not in DEVICES:
-        raise unknown_name("device", name, DEVICES)
-    return DEVICES[name]

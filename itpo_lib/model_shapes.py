@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import unknown_name
-
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -71,10 +69,3 @@ SHAPES = {
     "Qwen/Qwen2.5-7B-Instruct": ModelShape(3584, 28, 18944, 28, 4, 152064, tied=False),
     "Qwen/Qwen2.5-14B-Instruct": ModelShape(5120, 48, 13824, 40, 8, 152064, tied=False),
 }
-
-
-def shape_of(model: str) -> ModelShape:
-    """A known model's shape."""
-    if model not in SHAPES:
-        raise unknown_name("model shape", model, SHAPES)
-    return SHAPES[model]

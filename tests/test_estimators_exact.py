@@ -9,7 +9,7 @@ import torch
 
 from itpo_lib.advantages import BASELINES, rloo
 from itpo_lib.credit import Credit, CreditInputs, assign_credit, reverse_cumsum
-from itpo_lib.enumerable import ANSWER, N_ACTIONS, World, bias, expected_gradient, named_credit, table_credit
+from itpo_lib.enumerable import ANSWER, N_ACTIONS, World, bias, expected_gradient, named_credit
 from itpo_lib.errors import ItpoError
 
 WORLD = World(max_turns=3)
@@ -26,6 +26,12 @@ def random_table(seed: int, *last: int) -> torch.Tensor:
 def log_ratios(seed: int) -> torch.Tensor:
     """A fixed PRM's token log-ratios, (S, A, longest utterance)."""
     return 0.3 * random_table(seed + 100, max(WORLD.lengths))
+
+
+def table_credit(dialogues, table: torch.Tensor) -> Credit:
+    """Credit with turn rewards r(s, a): the case in which return-to-go is the whole truth."""
+    rewards, mask = dialogues.turn_rewards(table), dialogues.mask
+    return Credit(rewards, mask, mask.long().cumsum(1) * mask)
 
 
 def gradient_without_baseline(logits: torch.Tensor, credit: Credit, dialogues=ALL) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_model, normal
 
-from itpo_lib.critic import Critic, clipped_value_loss
+from itpo_lib.critic import Critic, clipped_error_sum
 from itpo_lib.dialogue import collate
 from itpo_lib.errors import ItpoError
 from itpo_lib.logprobs import token_logprobs
@@ -351,7 +351,8 @@ def test_the_critic_learns_its_targets(model, batch):
     before = {n: p.clone() for n, p in model.state_dict().items()}
     critic = Critic(model, lr=3e-3, clip=10.0, epochs=20)
     targets = OUTCOMES[:, None] * batch.assistant_mask
-    first = clipped_value_loss(critic.values(batch), critic.values(batch), targets, batch.assistant_mask, 10.0).item()
+    values, mask = critic.values(batch), batch.assistant_mask
+    first = clipped_error_sum(values, values, targets, mask, 10.0).item() / mask.sum().item()
     last = critic.update(batch, critic.values(batch), targets, VALID)
     assert last < 0.2 * first
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
@@ -367,13 +368,13 @@ def test_the_critic_ignores_invalid_rows(model, batch):
     assert torch.equal(critics[0].values(batch), critics[1].values(batch))
 
 
-def test_clipped_value_loss_by_hand():
+def test_clipped_errors_by_hand():
     values, old = torch.tensor([[1.0, 0.1, 5.0]]), torch.tensor([[0.0, 0.0, 0.0]])
     targets, mask = torch.tensor([[2.0, 1.0, 9.0]]), torch.tensor([[True, True, False]])
     # token 1: clipped to 0.2, (0.2 - 2)² = 3.24 beats (1 - 2)² = 1; token 2: inside the clip, (0.1 - 1)² = 0.81
-    expected = 0.5 * (3.24 + 0.81) / 2
-    assert clipped_value_loss(values, old, targets, mask, 0.2).item() == pytest.approx(expected)
+    expected = 0.5 * (3.24 + 0.81)
+    assert clipped_error_sum(values, old, targets, mask, 0.2).item() == pytest.approx(expected)
     # moving away from the target is never cheaper for being clipped: (-1 - 2)² = 9, not (-0.2 - 2)² = 4.84
-    away = clipped_value_loss(-values, old, targets, torch.tensor([[True, False, False]]), 0.2)
+    away = clipped_error_sum(-values, old, targets, torch.tensor([[True, False, False]]), 0.2)
     assert away.item() == pytest.approx(0.5 * 9.0)
-    assert clipped_value_loss(values, old, targets, torch.zeros(1, 3, dtype=torch.bool), 0.2).item() == 0.0
+    assert clipped_error_sum(values, old, targets, torch.zeros(1, 3, dtype=torch.bool), 0.2).item() == 0.0

@@ -21,7 +21,6 @@ TURNS = (
     ("what happens to the coins ?", "how many are gone ?", "the answer is 12 minus 7 coins ."),
     ("hello , nice to meet you .", "what happens to the coins ?", "how many are gone ?", "the answer is 12 minus 7 coins ."),
 )  # fmt: skip
-N_TURNS = max(map(len, TURNS))
 NAMES = "ABCD"
 EXAMPLES = {
     "asking": ("Asking pays", (0.0, 0.0, 1.0, 1.0), ((-9.0,), (4.0, -6.0), (7.0, 9.0, 3.0), (-2.0, 6.0, 8.0, 3.0))),
