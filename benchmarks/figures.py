@@ -30,7 +30,18 @@ from itpo_lib.evaluate import Estimate, paired_gain
 from itpo_lib.plots import STYLE, smooth
 from itpo_lib.study import agreement_by_phase, area, read_rows, score, wins
 from itpo_lib.study_plots import curve_figure, look, probe_figure, score_figure
-from itpo_lib.study_tables import TITLES, Rows, grouped, markdown, mean_cell, pooled_table, score_table, standing_table
+from itpo_lib.study_tables import (
+    TITLES,
+    Rows,
+    common_seeds,
+    gap_cell,
+    grouped,
+    markdown,
+    mean_cell,
+    pooled_table,
+    score_table,
+    standing_table,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "pictures"
@@ -137,6 +148,40 @@ def textbook_table(rows: Rows, textbook: Rows) -> str:
     return markdown(header, lines)
 
 
+STRESS_RULES = {  # whose evidence, and what is made of it: credit, and the options that set it apart
+    "outcome alone": ("trajectory", {}),
+    "PRM, flat shares (η = 2)": ("norm_itpo", {"credit_temperature": 2.0}),
+    "PRM, sharp shares (η = 0.4)": ("norm_itpo", {"credit_temperature": 0.4}),
+    "PRM with replay and balance, sharp shares": (
+        "norm_itpo",
+        {"credit_temperature": 0.4, "prm_replay": 1024, "prm_balanced": True},
+    ),
+    "truth, sharp shares": ("oracle", {"baseline": "credit_weighted", "credit_temperature": 0.4}),
+    "truth as it stands": ("oracle", {}),
+}
+
+
+def stress_rule(row: dict) -> str:
+    """The rule of the harder worlds that a row belongs to; empty where it is none of them."""
+    shown = {k: v for k, v in row["options"].items() if k not in ("max_steps", "learning_rate")}
+    named = [name for name, (credit, options) in STRESS_RULES.items() if (credit, options) == (row["credit"], shown)]
+    return named[0] if named else ""
+
+
+def rules_table(rows: Rows) -> str:
+    """The harder worlds: the PRM's or the true evidence, as shares or as it stands, against the outcome alone."""
+    lines = []
+    for (task,), cell in grouped(rows, "task").items():
+        runs_of = {name: [r for r in cell if stress_rule(r) == name] for name in STRESS_RULES}
+        plain = runs_of["outcome alone"]
+        for name, runs in runs_of.items():
+            if runs:
+                gap = "" if runs is plain or not common_seeds(runs, plain) else gap_cell(runs, plain)
+                ends = " ".join(f"{score(r):.3f}" for r in runs)
+                lines.append([f"{TITLES[task]}, {name}", ends, mean_cell([area(r) for r in runs]), gap])
+    return markdown(["task, rule", "end, one number a seed", "area", "minus the outcome alone (p)"], lines)
+
+
 STAGES = {  # of benchmarks/text_learning.py
     "as_it_comes": "as it comes",
     "warm_start": "warm start",
@@ -226,6 +271,7 @@ def products() -> dict[Path, str]:
     if study:
         tables |= {"scores": score_table(study), "wins": win_table(study), "truth": truth_table(probed_methods(study))}
         tables |= {"standing": standing_table(study), "pooled": pooled_table(study)}
+        tables["pooled_norm_itpo"] = pooled_table(study, "norm_itpo")
         tables["textbook"] = textbook_table(study, read_rows(RESULTS / "return_to_go.jsonl"))
         built = {
             PICTURES / "study_scores.svg": svg(score_figure(study)),
@@ -240,7 +286,10 @@ def products() -> dict[Path, str]:
         built[PICTURES / "study_lengths.svg"] = svg(length_figure(variants))
     stress = read_rows(RESULTS / "stress.jsonl")
     if stress:
-        tables |= {"stress": score_table(stress), "stress_standing": standing_table(stress)}
+        rules = read_rows(RESULTS / "stress_rules.jsonl")
+        tables |= {"stress": score_table(stress), "stress_rules": rules_table([*stress, *rules])}
+        probed = {name: [r for r in rules if stress_rule(r) == name and r["truth"]] for name in STRESS_RULES}
+        tables["truth_stress"] = truth_table({name: runs for name, runs in probed.items() if runs})
     offline = read_rows(RESULTS / "offline_prm.jsonl")
     if offline:
         tables["offline"] = truth_table({f"{kind} PRM": of_kind(offline, kind) for kind in KINDS})

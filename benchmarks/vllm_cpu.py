@@ -33,9 +33,11 @@ import vllm
 from study import BUDGET
 from timing import print_table, side_by_side
 from trl.generation import vllm_generation
+from vllm_server_cpu import keep_weights_plain
 
 from itpo_lib.evaluate import evaluate
 from itpo_lib.models import load_policy
+from itpo_lib.presets import TINY
 from itpo_lib.run import RunSettings, build_trainer
 from itpo_lib.vllm_generation import VLLMGenerator
 
@@ -43,23 +45,18 @@ RESULTS = Path(__file__).parent / "results"
 RATIO = "sampling/importance_sampling_ratio"
 
 
-def keep_weights_plain() -> None:
-    """Linear layers read their weights at each call, so that TRL can load new ones."""
-    from vllm.model_executor.layers import utils
-
-    def plain(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
-
-    utils.dispatch_cpu_unquantized_gemm = plain
-
-
-def learn(backend: str, lora: bool, seed: int, out: Path) -> dict[str, Any]:
+def learn(backend: str, lora: bool, seed: int, out: Path, server: str = "") -> dict[str, Any]:
     """One run of tiny math, evaluated by the library's own rollout whoever played the training.
 
-    `backend` is "the library", or vLLM's type: TRL leaves it to vLLM, which takes bf16 for these weights.
+    `backend` is "the library", or vLLM's type: TRL leaves it to vLLM, which takes bf16 for these weights. With
+    `server`, the address of one, vLLM plays there.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     options: dict[str, Any] = {**BUDGET, "save_strategy": "no", "learning_rate": 5e-3 if lora else 5e-4}
-    if backend != "the library":
+    options["per_device_train_batch_size"] = TINY["per_device_train_batch_size"] // processes
+    if server:
+        options |= {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server}
+    elif backend != "the library":
         vllm_generation.LLM = functools.partial(vllm.LLM, dtype=backend.removeprefix("vLLM, "))
         options |= {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.1}
     trainer = build_trainer(RunSettings(out=str(out), device="cpu", lora=lora, seed=seed, options=options))
@@ -68,15 +65,17 @@ def learn(backend: str, lora: bool, seed: int, out: Path) -> dict[str, Any]:
     seconds = time.process_time() - began
     found, _ = evaluate(trainer.model, trainer.chat, trainer.task, 512)
     batches = [row for row in trainer.state.log_history if "success" in row]
+    together = f", {processes} processes" if processes > 1 else ""
     row = {
-        "case": f"tiny math, {'adapters' if lora else 'all weights'}, played by {backend}",
+        "case": f"tiny math, {'adapters' if lora else 'all weights'}{together}, played by {backend}",
         "seed": seed,
         "batches": len(batches),
         "success of the first": batches[0]["success"],
         "success at the end": found.success.mean,
         "largest mismatch of log-probs": max(b["sampler_mismatch"] for b in batches),
-        "CPU s": seconds,
     }
+    if not server:
+        row["CPU s"] = seconds
     if backend != "the library":
         row["smallest ratio"] = min(b[f"{RATIO}/min"] for b in batches)
         row["largest ratio"] = max(b[f"{RATIO}/max"] for b in batches)
@@ -135,6 +134,12 @@ def speed(cases: Sequence[tuple[int, int]], turns: int, new: int, repeats: int) 
     return rows
 
 
+def note(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Add rows to the file."""
+    with out.open("a") as file:
+        file.writelines(json.dumps({**row, "vllm": vllm.__version__}) + "\n" for row in rows)
+
+
 def main() -> None:
     """Run what is named; tables to the screen, rows to the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,8 +163,7 @@ def main() -> None:
         ]
         rows += runs
         print_table("Learning", [{k: v for k, v in run.items() if "ratio" not in k} for run in runs])
-    with choice.out.open("a") as file:
-        file.writelines(json.dumps({**row, "vllm": vllm.__version__}) + "\n" for row in rows)
+    note(rows, choice.out)
 
 
 if __name__ == "__main__":

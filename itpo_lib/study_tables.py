@@ -171,17 +171,23 @@ def standing_table(rows: Rows, credit: str = "norm_itpo") -> str:
 
 
 def pooled_table(rows: Rows, credit: str = "trajectory") -> str:
-    """Every method against `credit` over all cells: the mean of the differences on the same task, estimator and seed."""
-    plain = {place(r): score(r) for r in rows if r["credit"] == credit}
+    """Every method against `credit` over all cells: mean differences of pairs on one task, estimator and seed."""
+    plain = {place(r): r for r in rows if r["credit"] == credit}
     lines = []
     for (name,), runs in grouped(rows, "credit").items():
-        gaps = [score(r) - plain[place(r)] for r in runs if place(r) in plain]
-        if name != credit and gaps:
-            gap, ahead = bootstrap_mean(gaps), sum(g > 0 for g in gaps)
-            worst = min(map(score, runs))
-            interval = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-            lines.append((gap.mean, [name, interval, f"{ahead} of {len(gaps)}", f"{worst:.3f}"]))
-    lines.sort(key=lambda line: -line[0])
-    floor = f"{min(plain.values()):.3f}" if plain else ""
-    own = [[credit, "", "", floor]] if plain else []
-    return markdown(["credit", f"minus {credit}", "ahead", "worst run"], [line for _, line in lines] + own)
+        pairs = [(r, plain[place(r)]) for r in runs if place(r) in plain]
+        if name != credit and pairs:
+            gaps = [score(run) - score(other) for run, other in pairs]
+            faster = [area(run) - area(other) for run, other in pairs]
+            ahead = f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
+            lines.append([name, signed_mean(gaps), ahead, signed_mean(faster), f"{min(map(score, runs)):.3f}"])
+    lines.sort(key=lambda line: -float(line[1].split()[0]))
+    if plain:
+        lines.append([credit, "", "", "", f"{min(map(score, plain.values())):.3f}"])
+    return markdown(["credit", f"minus {credit}", "ahead", "the same, area", "worst run"], lines)
+
+
+def signed_mean(values: Sequence[float]) -> str:
+    """A mean difference with its bootstrap interval."""
+    found = bootstrap_mean(values)
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

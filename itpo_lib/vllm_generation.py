@@ -2,7 +2,8 @@
 
 Every turn sends the whole dialogue so far: vLLM's prefix cache has read all of it but the user's last words. vLLM draws
 its own random numbers, so a dialogue no longer depends on its seed alone, and a resumed run is not the same run.
-Tests use a stand-in for the engine; `benchmarks/vllm_cpu.py` runs vLLM's build for CPUs. On a GPU nobody has run it.
+Tests use a stand-in for the engine; `benchmarks/vllm_cpu.py` and `vllm_server_cpu.py` run vLLM's build for CPUs. On a
+GPU nobody has run it.
 """
 
 from __future__ import annotations

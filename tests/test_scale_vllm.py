@@ -1,4 +1,4 @@
-"""vLLM as the sampler, against a stand-in for the engine. No vLLM and no GPU were at hand: this is all that was tested."""
+"""vLLM as the sampler, against a stand-in for the engine. vLLM itself runs in benchmarks/vllm_cpu.py and vllm_server_cpu.py."""
 
 from __future__ import annotations
 

@@ -76,8 +76,9 @@ def test_the_standing_counts_what_is_told_apart():
     assert standing_table(plain).count("\n") == 2, "no run of the method that is asked about"
     pooled = pooled_table([*ours, *plain, *[{**r, "estimator": "grpo"} for r in (*ours[:1], *plain[:1])]]).splitlines()
     gap = np.mean([0.3, 0.3, 0.5, 0.5, 0.3]) / 0.8  # the ceiling
-    assert pooled[2].startswith(f"| norm_itpo | {gap:+.3f} [") and pooled[2].endswith("| 5 of 5 | 0.625 |")
-    assert pooled[3] == "| trajectory |  |  | 0.250 |" and len(pooled) == 4
+    assert pooled[2].startswith(f"| norm_itpo | {gap:+.3f} [") and pooled[2].endswith("| 0.625 |")
+    assert "| 5 of 5 | +0.000 [+0.000, +0.000] |" in pooled[2], "the curves of all these rows are the same"
+    assert pooled[3] == "| trajectory |  |  |  | 0.250 |" and len(pooled) == 4
 
 
 def test_figures_take_whatever_the_rows_hold():
