@@ -148,16 +148,19 @@ def textbook_table(rows: Rows, textbook: Rows) -> str:
     return markdown(header, lines)
 
 
+SHARP = {"credit_temperature": 0.4}
+FRESH = {"prm_replay": 1024, "prm_balanced": True}
 STRESS_RULES = {  # whose evidence, and what is made of it: credit, and the options that set it apart
     "outcome alone": ("trajectory", {}),
-    "PRM, flat shares (η = 2)": ("norm_itpo", {"credit_temperature": 2.0}),
-    "PRM, sharp shares (η = 0.4)": ("norm_itpo", {"credit_temperature": 0.4}),
-    "PRM with replay and balance, sharp shares": (
-        "norm_itpo",
-        {"credit_temperature": 0.4, "prm_replay": 1024, "prm_balanced": True},
-    ),
-    "truth, sharp shares": ("oracle", {"baseline": "credit_weighted", "credit_temperature": 0.4}),
-    "truth as it stands": ("oracle", {}),
+    "PRM, flat shares": ("norm_itpo", {"credit_temperature": 2.0}),
+    "PRM, sharp shares": ("norm_itpo", SHARP),
+    "PRM, sharp shares and blame": ("norm_itpo", {**SHARP, "baseline": "signed"}),
+    "PRM, rewards summed": ("itpo", {"prm_beta": 0.3}),
+    "PRM, rewards as advantages": ("itpo", {"prm_beta": 0.3, "gamma": 0.0}),
+    "the same, replay and balance": ("itpo", {"prm_beta": 0.3, "gamma": 0.0, **FRESH}),
+    "truth, sharp shares": ("oracle", {**SHARP, "baseline": "credit_weighted"}),
+    "truth, sharp shares and blame": ("oracle", {**SHARP, "baseline": "signed"}),
+    "truth, as advantages": ("oracle", {}),
 }
 
 
@@ -178,7 +181,7 @@ def rules_table(rows: Rows) -> str:
             if runs:
                 gap = "" if runs is plain or not common_seeds(runs, plain) else gap_cell(runs, plain)
                 ends = " ".join(f"{score(r):.3f}" for r in runs)
-                lines.append([f"{TITLES[task]}, {name}", ends, mean_cell([area(r) for r in runs]), gap])
+                lines.append([f"{TITLES[task]}: {name}", ends, mean_cell([area(r) for r in runs]), gap])
     return markdown(["task, rule", "end, one number a seed", "area", "minus the outcome alone (p)"], lines)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .credit import Credit, reverse_cumsum
+from .credit import CAN_SHARE, GIVES_SHARES, Credit, reverse_cumsum
 from .errors import ItpoError, require, unknown_name
 
 ESTIMATORS = ("rloo", "grpo", "ppo")
@@ -18,6 +18,12 @@ BASELINES = ("turn", "official", "outcome", "credit_weighted", "signed")
 GRPO_BASELINES = ("turn", "outcome", "credit_weighted", "signed")
 PPO_BASELINES = ("turn", "credit_weighted")
 GRPO_SCALES = ("std", "none")
+
+
+def baselines_for(credit: str) -> tuple[str, ...]:
+    """RLOO's baselines that go with a credit method; those that share the outcome out need shares."""
+    need = {"outcome": GIVES_SHARES, "credit_weighted": CAN_SHARE, "signed": CAN_SHARE}
+    return tuple(name for name in BASELINES if name not in need or credit in need[name])
 
 
 def check_group(batch: int, group_size: int) -> None:

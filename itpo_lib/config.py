@@ -11,8 +11,8 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func: we pin a
 import torch
 from trl import GRPOConfig
 
-from .advantages import BASELINES, ESTIMATORS, GRPO_BASELINES, GRPO_SCALES, PPO_BASELINES
-from .credit import CAN_SHARE, CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
+from .advantages import BASELINES, ESTIMATORS, GRPO_BASELINES, GRPO_SCALES, PPO_BASELINES, baselines_for
+from .credit import CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
 from .errors import require, unknown_name
 from .learning import LearningRule
 
@@ -109,9 +109,7 @@ class ITPOConfig(GRPOConfig):
             f"rollout_waves must be an integer >= 1, got {self.rollout_waves!r}",
         )
         require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
-        taken = ["auto", "turn", "official"]
-        taken += ["credit_weighted", "signed"] if self.credit in CAN_SHARE else []
-        taken += ["outcome"] if self.credit in GIVES_SHARES else []
+        taken = ("auto", *baselines_for(self.credit))
         require(
             self.baseline in taken,
             f"credit {self.credit!r} takes baseline {', '.join(taken)}; got {self.baseline!r}, which needs shares",

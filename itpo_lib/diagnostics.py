@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from .advantages import BASELINES
-from .credit import GIVES_SHARES
+from .advantages import baselines_for
 from .dialogue import Dialogue
 from .enumerable import Dialogues, bias, expected_gradient, gradient_variance, named_credit
 from .errors import require
@@ -256,8 +255,8 @@ def gradient_table(
     rows = []
     for name in credits:
         credit, gamma = named_credit(dialogues, name, log_ratios, logits=logits), discount(LearningRule(name))
-        fitting = [b for b in BASELINES if name in GIVES_SHARES or b in ("turn", "official")]
-        for baseline in (None, *(b for b in fitting if b != "signed" or credit.blame is not None)):
+        fitting = [b for b in baselines_for(name) if b != "signed" or credit.blame is not None]
+        for baseline in (None, *fitting):
             found = expected_gradient(dialogues, logits, credit, group_size, baseline, gamma)
             variance = gradient_variance(dialogues, logits, credit, group_size, baseline, gamma)
             size, cosine = bias(found, exact)

@@ -244,7 +244,8 @@ def test_gradient_table_is_the_exact_expectation():
         assert rows[unbiased].bias == pytest.approx(0, abs=1e-9) and rows[unbiased].length_pull == 0
     assert rows["trajectory", "official"].length_pull == pytest.approx(-1)  # a price on every turn
     assert rows["oracle", None].noise < rows["trajectory", "turn"].noise < rows["trajectory", None].noise
-    assert ("itpo", "outcome") not in rows and ("trajectory", "signed") not in rows and ("norm_itpo", "signed") in rows
+    assert rows["oracle", "credit_weighted"].cosine < rows["oracle", "signed"].cosine < 1, "truth, shared out"
+    assert ("itpo", "outcome") not in rows and ("oracle", "outcome") not in rows and ("trajectory", "signed") not in rows and ("norm_itpo", "signed") in rows
 
 
 def test_the_documents_numbers_come_from_its_own_snippet():
@@ -258,7 +259,7 @@ def test_the_documents_numbers_come_from_its_own_snippet():
     stated = [
         line for line in text.splitlines() if line.startswith("| ") and line.count(".") == 4 and line.count("|") == 7
     ]
-    assert len(stated) == 12 and set(stated) <= rows
+    assert len(stated) == 14 and set(stated) <= rows
 
 
 def test_the_document_names_every_credit_and_its_baseline(tmp_path):
