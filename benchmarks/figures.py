@@ -17,9 +17,10 @@ import statistics
 import sys
 from pathlib import Path
 
+import length_pull
 import matplotlib.pyplot as plt
 import numpy as np
-from length_pull import RULES, TRUTH
+from evidence import RULES, rule_of
 from matplotlib.figure import Figure
 from offline_prm import KINDS, of_kind
 from text_learning import base_of
@@ -148,34 +149,11 @@ def textbook_table(rows: Rows, textbook: Rows) -> str:
     return markdown(header, lines)
 
 
-SHARP = {"credit_temperature": 0.4}
-FRESH = {"prm_replay": 1024, "prm_balanced": True}
-STRESS_RULES = {  # whose evidence, and what is made of it: credit, and the options that set it apart
-    "outcome alone": ("trajectory", {}),
-    "PRM, flat shares": ("norm_itpo", {"credit_temperature": 2.0}),
-    "PRM, sharp shares": ("norm_itpo", SHARP),
-    "PRM, sharp shares and blame": ("norm_itpo", {**SHARP, "baseline": "signed"}),
-    "PRM, rewards summed": ("itpo", {"prm_beta": 0.3}),
-    "PRM, rewards as advantages": ("itpo", {"prm_beta": 0.3, "gamma": 0.0}),
-    "the same, replay and balance": ("itpo", {"prm_beta": 0.3, "gamma": 0.0, **FRESH}),
-    "truth, sharp shares": ("oracle", {**SHARP, "baseline": "credit_weighted"}),
-    "truth, sharp shares and blame": ("oracle", {**SHARP, "baseline": "signed"}),
-    "truth, as advantages": ("oracle", {}),
-}
-
-
-def stress_rule(row: dict) -> str:
-    """The rule of the harder worlds that a row belongs to; empty where it is none of them."""
-    shown = {k: v for k, v in row["options"].items() if k not in ("max_steps", "learning_rate")}
-    named = [name for name, (credit, options) in STRESS_RULES.items() if (credit, options) == (row["credit"], shown)]
-    return named[0] if named else ""
-
-
 def rules_table(rows: Rows) -> str:
     """The harder worlds: the PRM's or the true evidence, as shares or as it stands, against the outcome alone."""
     lines = []
     for (task,), cell in grouped(rows, "task").items():
-        runs_of = {name: [r for r in cell if stress_rule(r) == name] for name in STRESS_RULES}
+        runs_of = {name: [r for r in cell if rule_of(r) == name] for name in RULES}
         plain = runs_of["outcome alone"]
         for name, runs in runs_of.items():
             if runs:
@@ -237,16 +215,46 @@ def pull_figure(rows: Rows) -> Figure:
     """What each rule would have paid for asking once more, on the batches of one run: mean and range of the seeds."""
     with plt.rc_context({**STYLE, "figure.figsize": (9, 4.2)}):
         figure, axis = plt.subplots(layout="constrained")
-        for i, name in enumerate((*RULES, TRUTH)):
+        for i, name in enumerate((*length_pull.RULES, length_pull.TRUTH)):
             known = [r for r in rows if name in r["pull"]]
             lines = np.array([[r["pull"][name] for r in runs] for runs in grouped(known, "seed").values()])
-            steps, window = sorted({r["step"] for r in known}), 1 if name == TRUTH else 3
+            steps, window = sorted({r["step"] for r in known}), 1 if name == length_pull.TRUTH else 3
             lines = np.array([smooth(line, window) for line in lines])
             axis.fill_between(steps, lines.min(0), lines.max(0), color=look(i)["color"], alpha=0.12, linewidth=0)
-            axis.plot(steps, lines.mean(0), label=name, markevery=1 if name == TRUTH else 4, markersize=5, **look(i))
+            axis.plot(
+                steps,
+                lines.mean(0),
+                label=name,
+                markevery=1 if name == length_pull.TRUTH else 4,
+                markersize=5,
+                **look(i),
+            )
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(xlabel="training step", ylabel="advantage of asking\nminus that of answering")
         figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def rules_figure(rows: Rows) -> Figure:
+    """The harder worlds: every run a dot, the mean a sign with its number; colour and sign say whose evidence it was."""
+    names = [name for name in RULES if any(rule_of(r) == name for r in rows)]
+    whose = [name.split()[0] for name in names]
+    with plt.rc_context({**STYLE, "figure.figsize": (10, 1.2 + 0.42 * len(names))}):
+        figure, axes = plt.subplots(1, len(TITLES), layout="constrained", sharey=True)
+        for axis, (task, title) in zip(axes, TITLES.items(), strict=True):
+            for y, name in enumerate(names):
+                ends = [score(r) for r in rows if r["task"] == task and rule_of(r) == name]
+                if ends:
+                    drawn = look(sorted(set(whose)).index(whose[y]))
+                    axis.plot(ends, [y] * len(ends), ".", color=drawn["color"], alpha=0.5)
+                    axis.plot(statistics.mean(ends), y, drawn["marker"], color=drawn["color"])
+                    axis.text(1.02, y, f"{statistics.mean(ends):.2f}", va="center", fontsize=9)
+            axis.set(
+                title=title, xlabel="share of the ceiling", xlim=(0, 1.18), xticks=[0, 0.5, 1], yticks=range(len(names))
+            )
+            axis.set_yticklabels(names)
+            axis.grid(axis="x", alpha=0.3)
+        axes[0].invert_yaxis()
     return figure
 
 
@@ -291,7 +299,8 @@ def products() -> dict[Path, str]:
     if stress:
         rules = read_rows(RESULTS / "stress_rules.jsonl")
         tables |= {"stress": score_table(stress), "stress_rules": rules_table([*stress, *rules])}
-        probed = {name: [r for r in rules if stress_rule(r) == name and r["truth"]] for name in STRESS_RULES}
+        built[PICTURES / "study_rules.svg"] = svg(rules_figure([*stress, *rules]))
+        probed = {name: [r for r in rules if rule_of(r) == name and r["truth"]] for name in RULES}
         tables["truth_stress"] = truth_table({name: runs for name, runs in probed.items() if runs})
     offline = read_rows(RESULTS / "offline_prm.jsonl")
     if offline:
