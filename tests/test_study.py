@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from itpo_lib import study
+from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import ItpoError
 from itpo_lib.learning import Experience, LearningRule, token_advantages, turn_credit
 from itpo_lib.study import Cell, area, grid, paired, read_rows, run_study, score, steps_to, wins
@@ -247,3 +248,13 @@ def test_committed_tables_and_figures_follow_from_the_committed_rows():
 
     for path, text in products().items():
         assert path.exists() and path.read_text() == text, f"{path.name} differs from the rows: run `make figures`"
+
+
+def test_every_row_of_evidence_and_rule_has_a_name_and_every_rule_is_accepted(tmp_path):
+    from evidence import RESULTS, RULES, rule_of, settings_of
+
+    named = {rule_of(row) for name in ("stress", "stress_rules") for row in study.read_rows(RESULTS / f"{name}.jsonl")}
+    assert set(RULES) <= named, "a rule without a row"
+    assert all(rule_of(row) for row in study.read_rows(RESULTS / "stress_rules.jsonl"))
+    for credit, options in map(settings_of, RULES):
+        ITPOConfig(output_dir=str(tmp_path), use_cpu=True, credit=credit, **options)
