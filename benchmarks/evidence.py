@@ -1,6 +1,8 @@
 """The PRM or the rule: which of Norm-ITPO's two parts holds it back in the harder worlds?
 
-    python benchmarks/evidence.py --seeds 2 --jobs 2
+    python benchmarks/evidence.py --seeds 3 --probes 3 15 27 39 --rules "PRM, sharp shares" "PRM, as advantages"
+    python benchmarks/evidence.py --seeds 3 --rules "PRM, shares and blame"
+    python benchmarks/evidence.py --seeds 2 --rules "truth, sharp shares" "truth, shares and blame"
 
 Norm-ITPO makes advantages of what its PRM says by sharing out the outcome. Here evidence and rule are exchanged one by
 one, at difficulty `stress`, RLOO, with the settings that benchmarks/tune.py chose. Rules without options of their own
@@ -11,6 +13,7 @@ benchmarks/results/stress_rules.jsonl; docs/study.md has the table and the figur
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 from pathlib import Path
@@ -38,11 +41,16 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {  # whose evidence, and the rule
 }
 
 
+@functools.cache
+def tuned() -> dict[str, dict[str, Any]]:
+    """The settings of each credit method that benchmarks/tune.py chose."""
+    return json.loads((RESULTS / "settings.json").read_text())
+
+
 def settings_of(rule: str) -> tuple[str, dict[str, Any]]:
     """A rule's credit and all its options: the study's budget, the tuned settings, and what sets it apart."""
     credit, options = RULES[rule]
-    tuned = json.loads((RESULTS / "settings.json").read_text())
-    return credit, {**BUDGET, **tuned[credit], **options}
+    return credit, {**BUDGET, **tuned()[credit], **options}
 
 
 def rule_of(row: dict[str, Any]) -> str:

@@ -180,11 +180,12 @@ def pooled_table(rows: Rows, credit: str = "trajectory") -> str:
             gaps = [score(run) - score(other) for run, other in pairs]
             faster = [area(run) - area(other) for run, other in pairs]
             ahead = f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
-            lines.append([name, signed_mean(gaps), ahead, signed_mean(faster), f"{min(map(score, runs)):.3f}"])
-    lines.sort(key=lambda line: -float(line[1].split()[0]))
-    if plain:
-        lines.append([credit, "", "", "", f"{min(map(score, plain.values())):.3f}"])
-    return markdown(["credit", f"minus {credit}", "ahead", "the same, area", "worst run"], lines)
+            worst = f"{min(map(score, runs)):.3f}"
+            lines.append((statistics.mean(gaps), [name, signed_mean(gaps), ahead, signed_mean(faster), worst]))
+    lines.sort(key=lambda line: -line[0])
+    own = [[credit, "", "", "", f"{min(map(score, plain.values())):.3f}"]] if plain else []
+    header = ["credit", f"minus {credit}", "ahead", "the same, area", "worst run"]
+    return markdown(header, [line for _, line in lines] + own)
 
 
 def signed_mean(values: Sequence[float]) -> str:

@@ -74,11 +74,14 @@ def test_the_standing_counts_what_is_told_apart():
     lines = standing_table([*ours, *plain, *mixed, *runs("oracle", 0.71, 0.71, 0.71, 0.81)]).splitlines()
     assert lines[2] == "| math tutoring, rloo | 4 | 0.812 | 2 of 3 | oracle | judge | trajectory |"
     assert standing_table(plain).count("\n") == 2, "no run of the method that is asked about"
-    pooled = pooled_table([*ours, *plain, *[{**r, "estimator": "grpo"} for r in (*ours[:1], *plain[:1])]]).splitlines()
+    faster = [{**r, "curve": {**r["curve"], "outcome": [x + 0.08 for x in r["curve"]["outcome"]]}} for r in ours]
+    grpo = [{**r, "estimator": "grpo"} for r in (*faster[:1], *plain[:1])]
+    pooled = pooled_table([*faster, *plain, *grpo, *runs("judge", 0.1)]).splitlines()
     gap = np.mean([0.3, 0.3, 0.5, 0.5, 0.3]) / 0.8  # the ceiling
     assert pooled[2].startswith(f"| norm_itpo | {gap:+.3f} [") and pooled[2].endswith("| 0.625 |")
-    assert "| 5 of 5 | +0.000 [+0.000, +0.000] |" in pooled[2], "the curves of all these rows are the same"
-    assert pooled[3] == "| trajectory |  |  |  | 0.250 |" and len(pooled) == 4
+    assert "| 5 of 5 | +0.100 [+0.100, +0.100] |" in pooled[2], "0.08 higher all along, the ceiling is 0.8"
+    assert pooled[3].startswith("| judge | -0.125 [") and "| 0 of 1 | +0.000 [" in pooled[3]
+    assert pooled[4] == "| trajectory |  |  |  | 0.250 |" and len(pooled) == 5
 
 
 def test_figures_take_whatever_the_rows_hold():
