@@ -9,6 +9,7 @@ again at every turn, and against two limits measured on the spot: a matrix produ
 memory (each decoded token reads all weights). Then an ITPO step against plain GRPO, and peak memory.
 `learn`: SmolLM2 on the text tasks, credit methods over seeds, from warm starts (`itpo warmstart --scale text`); a row a
 run in learn.jsonl with curve, dialogues before and after, tokens/s, memory and time; learn.png. Finished runs are skipped.
+On a GPU that is lent by the minute: `--jobs 9 --minutes 8` (decoding leaves most of a GPU idle), and the same command goes on.
 """
 
 from __future__ import annotations
@@ -132,6 +133,10 @@ def main() -> None:
     group.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     group.add_argument("--credits", nargs="+", default=list(CREDITS))
     group.add_argument("--seeds", type=int, default=3)
+    group.add_argument("--jobs", type=int, default=1, help="runs at a time, on one GPU; each is a process of its own")
+    group.add_argument(
+        "--minutes", type=float, help="begin no run that would not end by then, judged by the longest so far"
+    )
     group.add_argument("--steps", type=int, help="training steps; default 100, with --tiny 2")
     group.add_argument("--eval-dialogues", type=int, help="of each evaluation; default 128, with --tiny 4")
     group.add_argument("--options", type=json.loads, default={}, help="fields of ITPOConfig, as JSON")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from timing import print_table
 
 from itpo_lib.evaluate import evaluate
 from itpo_lib.plots import COLOURS, STYLE, save_figure, smooth
-from itpo_lib.run import RunSettings, build_trainer, task_ceiling
+from itpo_lib.run import RunSettings, build_trainer, quiet_libraries, task_ceiling
 from itpo_lib.study import read_rows
 
 TASKS = ("math_tutoring", "document_writing", "medical_recommendation")
@@ -59,9 +62,9 @@ def settings_of(choice: argparse.Namespace, task: str, credit: str, seed: int) -
 
 
 def run(settings: RunSettings, n: int) -> dict[str, Any]:
-    """Evaluate, train, evaluate on the same goals and users; one row."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    """Evaluate, train, evaluate on the same goals and users; one row. The body of a fresh process."""
+    torch.set_num_threads(settings.threads or 1)
+    quiet_libraries()
     trainer = build_trainer(settings)
     model, began = trainer.accelerator.unwrap_model(trainer.model), time.perf_counter()
     before, first = evaluate(model, trainer.chat, trainer.task, n)
@@ -89,22 +92,45 @@ def run(settings: RunSettings, n: int) -> dict[str, Any]:
 
 
 def learn(choice: argparse.Namespace, machine: dict[str, Any]) -> None:
-    """All runs that `learn.jsonl` lacks, seeds outermost; then the table and the figure."""
+    """All runs that `learn.jsonl` lacks, seeds outermost, `choice.jobs` at a time; then the table and the figure."""
     choice.out.mkdir(parents=True, exist_ok=True)
     path, n = choice.out / "learn.jsonl", choice.eval_dialogues or (4 if choice.tiny else 128)
-    done = {(row["task"], row["credit"], row["seed"]) for row in read_rows(path)}
     cells = [(task, credit, seed) for seed in range(choice.seeds) for task in choice.tasks for credit in choice.credits]
-    for cell in cells:
-        if cell not in done:
-            row = {**run(settings_of(choice, *cell), n), **machine}
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(
-                f"{', '.join(map(str, cell))}: {row['before']['outcome']['mean']:.3f} to {row['after']['outcome']['mean']:.3f}"
-            )
-    rows = [row for row in read_rows(path) if (row["task"], row["credit"], row["seed"]) in cells]
-    print_table(f"Mean outcome of {n} validation dialogues", table(rows))
-    figure(rows, choice.out / "learn.png")
+    missing = [cell for cell in cells if cell not in {cell_of(row) for row in read_rows(path)}]
+    began, longest, writing = time.monotonic(), 0.0, Lock()
+
+    def fits() -> bool:
+        """Whether a run as long as the longest so far would end in time."""
+        return choice.minutes is None or time.monotonic() - began + longest < 60 * choice.minutes
+
+    def one(cell: tuple[str, str, int]) -> None:
+        nonlocal longest
+        if not fits():
+            return
+        started = time.monotonic()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            row = process.submit(run, settings_of(choice, *cell), n).result()
+        longest = max(longest, time.monotonic() - started)
+        with writing, path.open("a") as file:
+            file.write(json.dumps({**row, **machine, "jobs": choice.jobs}) + "\n")
+        ends = (row[when]["outcome"]["mean"] for when in ("before", "after"))
+        print(f"{', '.join(map(str, cell))}: {' to '.join(f'{end:.3f}' for end in ends)}", flush=True)
+
+    with ThreadPoolExecutor(choice.jobs) as pool:
+        runs = [pool.submit(one, cell) for cell in missing]
+    for finished in runs:
+        finished.result()  # raises what a run raised, after the others are done and written
+    rows = sorted((row for row in read_rows(path) if cell_of(row) in cells), key=lambda row: cells.index(cell_of(row)))
+    if len(rows) < len(cells):
+        print(f"{len(cells) - len(rows)} of {len(cells)} runs did not fit into the time; the same command goes on")
+    if rows:
+        print_table(f"Mean outcome of {n} validation dialogues", table(rows))
+        figure(rows, choice.out / "learn.png")
+
+
+def cell_of(row: dict[str, Any]) -> tuple[str, str, int]:
+    """What a run is identified by."""
+    return row["task"], row["credit"], row["seed"]
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, object]]:

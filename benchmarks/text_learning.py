@@ -4,10 +4,12 @@
     python benchmarks/text_learning.py --stages warm_start informed          # the warm start alone, all three tasks
     python benchmarks/text_learning.py --device auto --rl-steps 100 --batches 16 --out gpu.jsonl --work runs/gpu
     python benchmarks/text_learning.py --tasks document_writing --steps 40   # its dialogues are long, and soon learned
+    python benchmarks/text_learning.py --tasks medical_recommendation --rl-steps 40 --rl-rate 5e-4 --seed 1 \
+        --stages warm_start norm_itpo trajectory itpo                        # credit methods; seeds 0, 1 and 2 were run
     python benchmarks/text_learning.py --stages                              # only the table of what has been run
 
-Stages: as_it_comes, warm_start, informed (the warm start where openings hide nothing), norm_itpo (with RLOO, from the
-warm start). Each gives a row of benchmarks/results/text_learning.jsonl and is not run again. All but `informed` play
+Stages: as_it_comes, warm_start, informed (the warm start where openings hide nothing), and credit methods (with RLOO,
+from the warm start of the same seed). Each gives a row of benchmarks/results/text_learning.jsonl and is not run again. All but `informed` play
 the same validation dialogues: same goals, same users, same sampler seeds. So a gain is a mean of paired differences,
 with a 95% bootstrap interval over dialogues. Goals are fewer than dialogues: the interval is about these goals.
 """
@@ -20,6 +22,7 @@ import platform
 import resource
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +37,13 @@ from itpo_lib.warmstart_text import WarmStart, fast_bf16, imitate, measure
 
 RESULTS = Path(__file__).parent / "results" / "text_learning.jsonl"
 TASKS = ("math_tutoring", "document_writing", "medical_recommendation")
-STAGES = ("as_it_comes", "warm_start", "informed", "norm_itpo")
+CREDITS = ("norm_itpo", "trajectory", "itpo")
+STAGES = ("as_it_comes", "warm_start", "informed", *CREDITS)
 CURVES = ("outcome", "success", "turns", "entropy", "prm/accuracy", "sampler_mismatch")
 SHOWN = 4  # dialogues that a row keeps
 # Chosen once, before any run at this scale: the tiny scale's settings where they carry over, and learning rates that are
 # usual for adapters. One base holds policy, PRM and reference.
 OPTIONS: dict[str, Any] = {
-    "credit": "norm_itpo",
     "estimator": "rloo",
     "num_generations": 4,
     "per_device_train_batch_size": 8,
@@ -92,11 +95,12 @@ def started(settings: WarmStart, start: Path) -> dict[str, Any]:
     return played(settings, str(start), warm_start=report, cpu_seconds=report["cpu_seconds"])
 
 
-def reinforced(choice: argparse.Namespace, settings: WarmStart, start: Path) -> dict[str, Any]:
-    """Warm start -> Norm-ITPO with RLOO; curves as well."""
+def reinforced(choice: argparse.Namespace, settings: WarmStart, start: Path, credit: str) -> dict[str, Any]:
+    """Warm start -> a credit method with RLOO; curves as well."""
     on_gpu = choice.device != "cpu" and torch.cuda.is_available()
     options = {
         **OPTIONS,
+        "credit": credit,
         "max_steps": choice.rl_steps,
         "learning_rate": choice.rl_rate,
         "gradient_accumulation_steps": choice.batches,
@@ -106,7 +110,7 @@ def reinforced(choice: argparse.Namespace, settings: WarmStart, start: Path) -> 
         settings.task,
         "text",
         str(start),
-        str(start.with_name("rl")),
+        str(start.with_name(credit)),
         settings.seed,
         choice.device,
         lora=True,
@@ -119,7 +123,7 @@ def reinforced(choice: argparse.Namespace, settings: WarmStart, start: Path) -> 
     began, cpu = time.perf_counter(), time.process_time()
     trainer.train()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    trainer.save_model(str(start.with_name("rl")))
+    trainer.save_model(str(start.with_name(credit)))
     history = [row for row in trainer.state.log_history if "outcome" in row]
     curve = {name: [round(row[name], 4) for row in history if name in row] for name in ("step", *CURVES)}
     began_playing = time.process_time()
@@ -150,12 +154,12 @@ def run_task(task: str, choice: argparse.Namespace) -> None:
         "as_it_comes": lambda: played(settings, settings.model),
         "warm_start": lambda: started(settings, start),
         "informed": lambda: played(settings, str(start), revealed=True),
-        "norm_itpo": lambda: reinforced(choice, settings, start),
+        **{credit: partial(reinforced, choice, settings, start, credit) for credit in CREDITS},
     }
     for stage in choice.stages:
         steps = 0 if stage == "as_it_comes" else choice.steps
         key = {"task": task, "stage": stage, "steps": steps, "seed": choice.seed}
-        if stage == "norm_itpo":
+        if stage in CREDITS:
             key |= {"rl_steps": choice.rl_steps, "rl_rate": choice.rl_rate}
         if any(key.items() <= row.items() for row in read_rows(choice.out)):
             continue
@@ -167,7 +171,8 @@ def run_task(task: str, choice: argparse.Namespace) -> None:
 
 def base_of(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The row that a row's gain is measured against, where there is one."""
-    earlier = {"warm_start": ("as_it_comes", 0), "norm_itpo": ("warm_start", row["steps"])}.get(row["stage"])
+    learned_from = dict.fromkeys(CREDITS, ("warm_start", row["steps"]))
+    earlier = {"warm_start": ("as_it_comes", 0), **learned_from}.get(row["stage"])
     if earlier is None:
         return None
     wanted = {"task": row["task"], "seed": row["seed"], "stage": earlier[0], "steps": earlier[1]}
@@ -197,7 +202,7 @@ def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--stages", nargs="*", default=list(STAGES[:4]), choices=STAGES)
     parser.add_argument("--model", default="smollm2", help="what the warm start starts from")
     parser.add_argument("--steps", type=int, default=120, help="steps of the warm start")
     parser.add_argument("--rl-steps", type=int, default=20, help="optimiser steps of RL, two a batch")

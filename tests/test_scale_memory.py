@@ -161,6 +161,7 @@ def test_the_gpu_benchmark_measures_and_learns_on_a_cpu(tmp_path):
     assert step["ratio"] == pytest.approx(step["ITPO (s)"] / step["plain GRPO (s)"]) and step["peak memory (GiB)"] > 0
     flags = ["learn", "--device", "cpu", "--tiny", "--tasks", "math_tutoring", "--credits", "norm_itpo", "--seeds", "1"]
     text = run_script("gpu.py", *flags, "--out", str(out))
+    assert "1 of 2 runs did not fit" in run_script("gpu.py", *flags[:-1], "2", "--minutes", "0", "--out", str(out))
     rows = list(map(json.loads, (out / "learn.jsonl").read_text().splitlines()))
     assert len(rows) == 1 and (out / "learn.png").stat().st_size > 10_000 and "norm_itpo" in text
     row = rows[0]
