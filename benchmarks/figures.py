@@ -27,10 +27,11 @@ from text_learning import base_of
 from variants import VARIANTS, variant_of
 
 from itpo_lib.credit import CREDITS
+from itpo_lib.diagnostic_plots import look
 from itpo_lib.evaluate import Estimate, paired_gain
 from itpo_lib.plots import STYLE, smooth
 from itpo_lib.study import agreement_by_phase, area, read_rows, score, wins
-from itpo_lib.study_plots import curve_figure, look, probe_figure, score_figure
+from itpo_lib.study_plots import curve_figure, probe_figure, score_figure
 from itpo_lib.study_tables import (
     TITLES,
     Rows,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .credit import CREDITS
 from .diagnostics import COLLAPSE_SIGNALS, Agreement, Calibration, GradientRow, LengthEffect, collapse_steps
 from .plots import COLOURS, STYLE, smooth
 
@@ -23,6 +24,12 @@ def look(i: int) -> dict[str, Any]:
     """Colour, marker and line of the i-th method: no two of the first 49 look alike."""
     n, again = len(COLOURS), i // len(COLOURS)
     return {"color": COLOURS[i % n], "marker": MARKERS[(i + again) % n], "linestyle": "--" if again % 2 else "-"}
+
+
+def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The look of each name. A credit method has one of its own, the same in every figure."""
+    known = list(CREDITS)
+    return {name: look(known.index(name) if name in known else i) for i, name in enumerate(names)}
 
 
 def true_credit_figure(
@@ -83,7 +90,7 @@ def over_training(
 
 
 def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence[int] | Sequence[str]) -> Figure:
-    """Best-turn and worst-turn agreement over training; dotted in the same colour, chance on the same dialogues.
+    """Best-turn and worst-turn agreement over training; dotted, with the same sign, chance on the same dialogues.
 
     `steps` are training steps, or names of the parts of training.
     """
@@ -92,11 +99,11 @@ def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence
     with plt.rc_context({**STYLE, "figure.figsize": (9, 3.8)}):
         figure, axes = plt.subplots(1, 2, layout="constrained", sharey=True)
         for axis, side in zip(axes, ("best", "worst"), strict=True):
-            for i, (name, rows) in enumerate(methods.items()):
-                found = [getattr(row, side) for row in rows]
-                chance = [getattr(row, f"{side}_by_chance") for row in rows]
-                axis.plot(steps, found, markersize=5, label=name, **look(i))
-                axis.plot(steps, chance, color=look(i)["color"], linestyle=":", linewidth=1.5)
+            for name, drawn in looks(methods).items():
+                found = [getattr(row, side) for row in methods[name]]
+                chance = [getattr(row, f"{side}_by_chance") for row in methods[name]]
+                axis.plot(steps, found, markersize=5, label=name, **drawn)
+                axis.plot(steps, chance, markersize=3, **{**drawn, "linestyle": ":", "linewidth": 1.2})
             label = "part of training" if steps and isinstance(steps[0], str) else "training step"
             axis.set(xlabel=label, title=f"names a truly {side} turn", ylim=(0, 1.05))
         axes[0].plot([], [], color=GREY, linestyle=":", label="by chance")

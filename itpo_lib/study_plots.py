@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .diagnostic_plots import BELOW, GREY, MARKERS, agreement_figure, look
+from .diagnostic_plots import BELOW, GREY, MARKERS, agreement_figure, looks
 from .diagnostics import Agreement
 from .errors import require
 from .evaluate import bootstrap_mean
@@ -26,8 +26,7 @@ def score_figure(rows: Rows) -> Figure:
     tasks = {task: cell for (task,), cell in grouped(rows, "task").items()}
     if not tasks:
         return no_rows()
-    credits = sorted({r["credit"] for r in rows})
-    estimators = sorted({r["estimator"] for r in rows})
+    credits, estimators = ([value for (value,) in grouped(rows, name)] for name in ("credit", "estimator"))
     with plt.rc_context({**STYLE, "figure.figsize": (10, 1.6 + 0.5 * len(credits))}):
         figure, axes = plt.subplots(1, len(tasks), layout="constrained", sharey=True, squeeze=False)
         for axis, (task, cell) in zip(axes[0], tasks.items(), strict=True):
@@ -54,16 +53,15 @@ def curve_figure(rows: Rows) -> Figure:
     tasks = {task: cell for (task,), cell in grouped([r for r in rows if r["estimator"] == "rloo"], "task").items()}
     if not tasks:
         return no_rows()
-    credits = sorted({r["credit"] for r in rows})
-    looks = {credit: look(i) for i, credit in enumerate(credits)}
+    drawn = looks(r["credit"] for r in rows)
     with plt.rc_context({**STYLE, "figure.figsize": (10, 4)}):
         figure, axes = plt.subplots(1, len(tasks), layout="constrained", sharey=True, squeeze=False)
         for axis, (task, cell) in zip(axes[0], tasks.items(), strict=True):
             for (credit,), runs in grouped(cell, "credit").items():
                 lines = np.array([smooth(r["curve"]["outcome"], 3) / r["ceiling"] for r in runs])
-                steps, band = runs[0]["curve"]["step"], {"color": looks[credit]["color"], "alpha": 0.12}
+                steps, band = runs[0]["curve"]["step"], {"color": drawn[credit]["color"], "alpha": 0.12}
                 axis.fill_between(steps, lines.min(0), lines.max(0), linewidth=0, **band)
-                axis.plot(steps, lines.mean(0), markevery=8, markersize=5, label=credit, **looks[credit])
+                axis.plot(steps, lines.mean(0), markevery=8, markersize=5, label=credit, **drawn[credit])
             axis.axhline(1, color=GREY, linestyle="--", linewidth=1)
             axis.set(title=TITLES[task], xlabel="training step", ylim=(0, 1.05))
         axes[0, 0].set_ylabel("outcome / ceiling")

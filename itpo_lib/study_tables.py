@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .advantages import ESTIMATORS
+from .credit import CREDITS
 from .evaluate import bootstrap_mean
 from .study import area, paired, score, steps_to
 
@@ -28,9 +29,10 @@ def place(row: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def grouped(rows: Rows, *names: str) -> dict[tuple, list[dict[str, Any]]]:
-    """Rows by the values of some fields, each group in order of `place`."""
+    """Rows by the values of some fields: in order of `place`, and at one place in the order of the credit methods."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=place):
+    credits = list(CREDITS)
+    for row in sorted(rows, key=lambda row: (*place(row), credits.index(row["credit"]) if "credit" in row else 0)):
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return groups
 

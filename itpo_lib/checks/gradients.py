@@ -84,6 +84,9 @@ check_returns_to_go = Check(
         "you discount from the dialogue's start; a turn's own reward counts in full": lambda r, g: reverse_cumsum(
             r * g ** torch.arange(r.shape[1])
         ),
+        "you divide by a power of γ, which is 0 for γ = 0": lambda r, g: (
+            reverse_cumsum(r * g ** torch.arange(r.shape[1])) / g ** torch.arange(r.shape[1])
+        ),
         "every turn gets the whole return": lambda r, g: r.sum(1, keepdim=True).expand(r.shape),
     },
 )
@@ -146,6 +149,9 @@ check_turn_credit = Check(
         "two independent errors do not simply add up": lambda play, t, k, n: (
             _gain(play, t[: k - 1], t[:k], n)[0],
             _mean_se(play(t[:k], n))[1] + _mean_se(play(t[: k - 1], n))[1],
+        ),
+        "your plays before and after are not pairs: add the two variances": lambda play, t, k, n: _mean_se(
+            play(t[:k], n) - play(t[: k - 1], n)
         ),
         "the error holds only one of the two means": lambda play, t, k, n: (
             _gain(play, t[: k - 1], t[:k], n)[0],
