@@ -7,6 +7,7 @@ role works inside `active`, backward pass included, and never between the policy
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
@@ -28,6 +29,13 @@ def add_role(policy: PreTrainedModel, name: str) -> None:
     """A fresh adapter like the policy's. It starts as the base itself: its B matrices are 0."""
     adapters = cast("PeftModel", policy)
     adapters.add_adapter(name, adapters.peft_config[POLICY])
+
+
+def full_copy(policy: PreTrainedModel) -> PreTrainedModel:
+    """A copy that trains all its weights. TRL ties `forward` to the policy itself: the copy gets its class's back."""
+    model = copy.deepcopy(policy)
+    model.__dict__.pop("forward", None)
+    return model.requires_grad_(True).eval()
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class ITPOConfig(GRPOConfig):
     prm_replay: int = field(
         default=0, metadata={"help": "Older dialogues kept for the PRM; each update adds a batch of them (0: none)"}
     )
-    prm_balanced: bool = field(default=False, metadata={"help": "Good and bad outcomes weigh alike in the PRM's loss"})
+    prm_balanced: bool = field(default=False, metadata={"help": "Good and bad weigh alike in the PRM's loss"})
     critic_learning_rate: float = field(
         default=1e-3, metadata={"help": "Learning rate of the critic (PPO, credit value)"}
     )
@@ -109,6 +109,11 @@ class ITPOConfig(GRPOConfig):
             f"rollout_waves must be an integer >= 1, got {self.rollout_waves!r}",
         )
         require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
+        require(
+            self.gamma == 1 or self.credit not in ("value", "oracle"),
+            f"credit {self.credit!r} is a difference of undiscounted values: gamma must be 1, got {self.gamma}; "
+            "gae_lambda is what shortens its sums",
+        )
         taken = ("auto", *baselines_for(self.credit))
         require(
             self.baseline in taken,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .adapters import active, add_role, has_adapters, trainable
+from .adapters import active, add_role, full_copy, has_adapters, trainable
 from .dialogue import DialogueBatch
 from .logprobs import hidden_states, micro_batches
 from .sidecar import Sidecar, average_total
@@ -32,9 +31,7 @@ class ValueModel(torch.nn.Module):
             add_role(policy, name)
             self.model = policy
         else:
-            self.model = copy.deepcopy(policy)
-            for parameter in self.model.parameters():
-                parameter.requires_grad_(True)
+            self.model = full_copy(policy)
         width = self.model.config.get_text_config().hidden_size
         self.head = torch.nn.Linear(width, 1).to(self.model.device)
         torch.nn.init.zeros_(self.head.weight)

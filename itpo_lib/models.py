@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
 
 from .chat import ChatFormat
 from .errors import ItpoError, require
+from .logprobs import backbone
 
 TINY_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|> {% endfor %}"
@@ -104,6 +106,30 @@ def load_policy(
         ) from error
     model.to(device)  # type: ignore[arg-type]  # the decorator around `to` loses self in its annotation
     return model.eval(), ChatFormat(tokenizer)
+
+
+def check_policy(model: PreTrainedModel, peft_config: Any) -> None:
+    """Refuse a policy that sampling, PRM, reference and loss would not see alike."""
+    require(
+        not hasattr(model, "peft_config"),
+        "the policy already has adapters, and PRM and reference would start from the base below them: merge them "
+        "(model.merge_and_unload()) and pass peft_config",
+    )
+    settings = {**model.config.get_text_config().to_dict(), "lora_dropout": getattr(peft_config, "lora_dropout", 0)}
+    heads = ("classifier", "summary")  # not on the way to a token
+    found = [f"{k}={v}" for k, v in settings.items() if "drop" in k and not k.startswith(heads) and v]
+    require(
+        not found,
+        f"{', '.join(found)}: with dropout the loss sees another policy than the one that played; set it to 0",
+    )
+    ids = torch.arange(2, device=model.device)[None]
+    with torch.no_grad():
+        here, later = (backbone(model)(ids, position_ids=ids + place).last_hidden_state for place in (0, 8))
+    require(
+        bool((here - later).abs().max() <= 0.1 * here.abs().max()),
+        f"{model.config.model_type} has learned positions, which TRL's loss would shift: it pads prompts on the left. "
+        "Use a model with rotary positions, such as Qwen, Llama or SmolLM",
+    )
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

@@ -10,7 +10,6 @@ arXiv 2502.01456 (PRIME), arXiv 2603.23550 (ITPO).
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .adapters import active, add_role, has_adapters, trainable
+from .adapters import active, add_role, full_copy, has_adapters, trainable
 from .dialogue import DialogueBatch
 from .errors import require
 from .logprobs import micro_batches, token_logprobs
@@ -40,16 +39,18 @@ def prm_loss(scores: Tensor, outcomes: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(scores, outcomes)
 
 
-def balanced_weights(outcomes: Tensor, valid: Tensor) -> Tensor:
-    """Weights (B,) under which outcomes 1 and 0 count alike: R/(2·mean R) + (1-R)/(2·(1-mean R)).
+def balance(outcomes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and targets, both (B,), under which good and bad count alike, whatever the mean outcome m.
 
-    They sum to the number of rows in `valid` (B,). Where all outcomes are 0, or all are 1, each weighs 1.
+    The loss of a row becomes R/(2m)·(-log p) + (1-R)/(2(1-m))·(-log(1-p)): over the batch, all processes together,
+    both parts weigh half as much as the rows in `valid` (B,). Where all outcomes are 0, or all are 1, nothing changes.
     """
     counted = valid.float()
-    mean = (outcomes * counted).sum() / counted.sum().clamp(min=1)
+    mean = average_total((outcomes * counted).sum()) / average_total(counted.sum()).clamp(min=1)
     mixed = (mean > 0) & (mean < 1)
-    weights = outcomes / (2 * mean) + (1 - outcomes) / (2 * (1 - mean))
-    return torch.where(mixed, weights, 1.0) * counted
+    good, bad = outcomes / (2 * mean), (1 - outcomes) / (2 * (1 - mean))
+    weights, targets = torch.where(mixed, good + bad, 1.0), torch.where(mixed, good / (good + bad), outcomes)
+    return weights * counted, targets
 
 
 def prm_accuracy(scores: Tensor, outcomes: Tensor) -> float:
@@ -96,10 +97,7 @@ class ImplicitPRM:
         if has_adapters(policy):
             add_role(policy, "prm")
             return cls(policy, **settings)
-        model = copy.deepcopy(policy)
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        return cls(model.eval(), **settings)
+        return cls(full_copy(policy), **settings)
 
     def logprobs(self, batch: DialogueBatch) -> Tensor:
         """log π_φ of the assistant tokens, (B, T), without gradients."""
@@ -119,12 +117,15 @@ class ImplicitPRM:
         """
         size, losses, fresh = self.mini_batch or len(batch), [], []
         targets = outcomes.nan_to_num(0.0)
-        weights = balanced_weights(targets, valid) if self.balanced else valid.float()
+        weights = counted = valid.float()
+        if self.balanced:
+            weights, targets = balance(targets, valid)
         with active(self.model, self.adapter):
             for epoch in range(self.epochs):
                 for start in range(0, len(batch), size):
                     rows, seen = slice(start, start + size), Seen()
-                    lesson = (batch.rows(rows), ref_logprobs[rows], targets[rows], weights[rows])
+                    total = average_total(counted[rows].sum()).clamp(min=1)
+                    lesson = (batch.rows(rows), ref_logprobs[rows], targets[rows], weights[rows], total)
                     self.sidecar.step(self._loss_parts(*lesson, seen))
                     losses.append(sum(seen.losses))
                     if epoch == 0:
@@ -132,14 +133,13 @@ class ImplicitPRM:
         return sum(losses) / len(losses), torch.cat(fresh)
 
     def _loss_parts(
-        self, batch: DialogueBatch, ref_logprobs: Tensor, targets: Tensor, weights: Tensor, seen: Seen
+        self, batch: DialogueBatch, ref_logprobs: Tensor, targets: Tensor, weights: Tensor, total: Tensor, seen: Seen
     ) -> Iterator[Tensor]:
         """The loss of one step in parts, whose graphs are never held together; notes in `seen` what they were.
 
         With adapters a part is a micro-batch. A full copy keeps one graph, micro-batches or not: its sums then have
         the order in which the published results were computed. Use mini-batches to bound its memory.
         """
-        total = average_total(weights.sum()).clamp(min=1)
         for rows in micro_batches(batch, self.micro_batch if self.adapter else None):
             scores = self._scores(batch.rows(rows), ref_logprobs[rows])
             errors = torch.nn.functional.binary_cross_entropy_with_logits(scores, targets[rows], reduction="none")

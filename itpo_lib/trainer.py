@@ -31,6 +31,7 @@ from .errors import ItpoError
 from .generation import CachedGenerator
 from .learning import Experience, token_advantages, turn_credit
 from .logprobs import loss_logprobs, token_logprobs
+from .models import check_policy
 from .out_of_memory import PLAYING, SCORING, TRAINING, memory_advice
 from .prm import reference
 from .processes import check_processes, check_resumable
@@ -82,6 +83,7 @@ class ITPOTrainer(GRPOTrainer):
         check_dataset(train_dataset, groups)
         check_save_steps(args)
         check_processes(args, adapters=peft_config is not None)
+        check_policy(model, peft_config)
         frozen = None if peft_config is not None else copy.deepcopy(model).requires_grad_(False).eval()
         kl_coef, args.beta = args.beta, 0.0  # TRL must not load a second reference: ours serves KL and PRM
         super().__init__(
@@ -200,7 +202,9 @@ class ITPOTrainer(GRPOTrainer):
         output["advantages"] = torch.nn.functional.pad(advantages, pad)
         if self.kl_coef and self.args.kl_in == "loss":
             self.beta = self.kl_coef
-            output["ref_per_token_logps"] = torch.nn.functional.pad(ref_logprobs, pad)
+            # TRL takes exp(ref - policy) before it masks the user's tokens: far below 0, it is 0 there and not infinite
+            masked = ref_logprobs.masked_fill(~batch.assistant_mask, -1e3)
+            output["ref_per_token_logps"] = torch.nn.functional.pad(masked, pad)
         return output
 
     @torch.no_grad()
@@ -214,9 +218,12 @@ class ITPOTrainer(GRPOTrainer):
         began = time.perf_counter()
         with reference(policy, self.frozen) as ref:
             ref_logprobs = token_logprobs(ref, batch, self.temperature, self.args.micro_batch_size)
+            plain = ref_logprobs  # the PRM compares models, not samplers: always at temperature 1
+            if self.prm is not None and self.temperature != 1:
+                plain = token_logprobs(ref, batch, 1.0, self.args.micro_batch_size)
         self._log("time/reference", time.perf_counter() - began)
         log_ratio = (batch.logprobs - ref_logprobs) * batch.assistant_mask
-        fresh = Judged(batch, ref_logprobs, outcomes, valid)
+        fresh = Judged(batch, plain, outcomes, valid)
         token_rewards = self._token_rewards(fresh)
         in_reward = self.kl_coef and self.args.kl_in == "reward"
         values = None if self.critic is None else self.critic.values(batch)

@@ -115,11 +115,11 @@ def read_rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def arguments(rows=8, slices=1, processes=2, fsdp=None, stage=None):
+def arguments(rows=8, slices=1, processes=2, fsdp=None, stage=None, replay=0):
     plugin = None if stage is None else SimpleNamespace(zero_stage=stage)
     return SimpleNamespace(
         per_device_train_batch_size=rows, gradient_accumulation_steps=slices, world_size=processes, fsdp=fsdp,
-        deepspeed_plugin=plugin,
+        deepspeed_plugin=plugin, prm_replay=replay,
     )  # fmt: skip
 
 
@@ -157,6 +157,8 @@ def test_resuming_keeps_the_batch(tmp_path, now, says):
         (arguments(), True, None),
         (arguments(), False, None),
         (arguments(stage=2), False, None),
+        (arguments(processes=1, replay=64), True, None),
+        (arguments(replay=64), False, "prm_replay=64 works in one process, here are 2"),
         (arguments(stage=2), True, r"DeepSpeed turns all adapters.*ddp\.yaml"),
         (arguments(stage=3), False, r"ZeRO stage 3 shards the policy.*whole weights.*ddp\.yaml"),
         (arguments(fsdp=True), False, r"FSDP shards the policy.*whole weights.*ddp\.yaml"),

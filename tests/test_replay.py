@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from itpo_lib.dialogue import collate
 from itpo_lib.errors import ItpoError
 from itpo_lib.logprobs import token_logprobs
-from itpo_lib.prm import ImplicitPRM, balanced_weights
+from itpo_lib.prm import ImplicitPRM, balance
 from itpo_lib.replay import Judged, Replay, joined
 
 
@@ -66,19 +66,26 @@ def test_state_survives_the_disk_and_damage_is_named(chat, tmp_path):
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=12))
-def test_balanced_weights_sum_to_the_number_of_valid_rows(rows):
+def test_good_and_bad_weigh_half_each_with_soft_outcomes_too(rows):
     outcomes, valid = torch.tensor([r for r, _ in rows]), torch.tensor([v for _, v in rows])
-    weights = balanced_weights(outcomes, valid)
-    assert weights.isfinite().all() and weights[~valid].eq(0).all()
-    assert weights.sum().item() == pytest.approx(valid.sum().item(), rel=1e-3)
+    weights, targets = balance(outcomes, valid)
+    assert weights.isfinite().all() and weights[~valid].eq(0).all() and targets.isfinite().all()
+    n, mean = valid.sum().item(), outcomes[valid].mean().item() if valid.any() else 0.0
+    assert weights.sum().item() == pytest.approx(n, rel=1e-3)
+    if 1e-3 < mean < 1 - 1e-3:
+        assert (weights * targets).sum().item() == pytest.approx(n / 2, rel=1e-3)
+        assert (weights * (1 - targets)).sum().item() == pytest.approx(n / 2, rel=1e-3)
 
 
-@given(st.integers(1, 9), st.integers(1, 9))
-def test_balanced_weights_give_good_and_bad_dialogues_half_each(good, bad):
-    outcomes = torch.tensor([1.0] * good + [0.0] * bad)
-    weights = balanced_weights(outcomes, torch.ones(good + bad, dtype=torch.bool))
-    assert weights[:good].sum().item() == pytest.approx((good + bad) / 2)
-    assert weights[good:].sum().item() == pytest.approx((good + bad) / 2)
+@pytest.mark.parametrize("outcomes", [[1.0, 0.0, 0.0, 0.0], [0.25, 0.5, 0.75, 0.25]])
+def test_mini_batches_keep_the_balance_of_the_batch(chat, model, outcomes):
+    """Half-batches weigh their rows as the whole batch would, not by balances of their own."""
+    rows = judged(chat, ["hello .", "how many apples ?", "the answer is 12 plus 5 .", "what a nice day ."])
+    losses = []
+    for size in (None, 2):
+        prm = ImplicitPRM(copy.deepcopy(model), beta=0.5, lr=0.0, balanced=True, mini_batch=size)
+        losses.append(prm.update(rows.batch, rows.ref_logprobs, torch.tensor(outcomes), rows.valid)[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_a_balanced_prm_steps_as_if_the_rare_outcome_came_as_often(chat, model):

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import DialogueFailed, ItpoError
+from itpo_lib.logprobs import backbone, lm_logits
 from itpo_lib.models import load_policy, shipped_checkpoint
 from itpo_lib.run import RunSettings, build_trainer, train
 from itpo_lib.tasks import get_task, register_task
@@ -152,12 +153,67 @@ def test_the_prm_does_not_enter_the_gradient_clip_of_a_policy_with_adapters(tmp_
         ({"estimator": "grpo", "baseline": "official"}, "takes baseline auto, turn, outcome"),
         ({"top_p": 0.9}, "top_p"),
         ({"gamma": 2.0}, "gamma"),
+        ({"credit": "value", "gamma": 0.9}, "gamma must be 1, got 0.9"),
         ({"no_such_field": 1}, "no_such_field"),
     ],
 )
 def test_bad_settings_are_refused_before_work(tmp_path, options, says):
     with pytest.raises(ValueError, match=says):
         build_trainer(settings(tmp_path, **options))
+
+
+def with_dropout(model):
+    model.config.attention_dropout = 0.1
+    return model, None
+
+
+def with_adapters(model):
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])), None
+
+
+def with_dropout_in_adapters(model):
+    from peft import LoraConfig
+
+    return model, LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.05)
+
+
+def with_learned_positions(model):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": model.config.vocab_size, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)), None
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (with_dropout, "attention_dropout=0.1: with dropout the loss sees another policy"),
+        (with_dropout_in_adapters, "lora_dropout=0.05: with dropout"),
+        (with_adapters, "already has adapters.*merge"),
+        (with_learned_positions, "gpt2 has learned positions"),
+    ],
+)
+def test_a_policy_that_the_loss_would_see_otherwise_is_refused(tmp_path, change, says):
+    model, chat = load_policy("tiny")
+    model, peft_config = change(model)
+    with pytest.raises(ItpoError, match=says):
+        ITPOTrainer(
+            model, ITPOConfig(output_dir=str(tmp_path), use_cpu=True, **SMALL), get_task("math_tutoring"), chat,
+            peft_config=peft_config,
+        )  # fmt: skip
+
+
+def test_the_prm_and_the_critic_answer_with_their_own_weights(tmp_path):
+    """TRL ties the policy's `forward` to the policy; a copy that kept it would speak with the policy's voice."""
+    trainer = build_trainer(settings(tmp_path, max_steps=1, estimator="ppo", learning_rate=0.1))
+    trainer.train()
+    ids = torch.arange(6)[None]
+    for model in (trainer.prm.model, trainer.critic.model.model):
+        own = lm_logits(model, backbone(model)(ids).last_hidden_state)
+        assert torch.allclose(model(ids).logits, own, atol=1e-4)
+        assert (own - trainer.model(ids).logits).abs().max() > 0.1
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a device to choose")
@@ -294,10 +350,12 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
-def test_the_order_of_update_and_score_matters(tmp_path):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_order_of_update_and_score_matters(tmp_path, temperature):
     scores = {}
     for order in ("update_then_score", "score_then_update"):
-        trainer = build_trainer(settings(tmp_path / order, prm_order=order, max_steps=1, whiten_advantages=False))
+        options = {"prm_order": order, "max_steps": 1, "whiten_advantages": False, "temperature": temperature}
+        trainer = build_trainer(settings(tmp_path / order, **options))
         record = Recorder(trainer)
         trainer.train()
         scores[order] = record.advantages[0]
