@@ -284,6 +284,8 @@ def products() -> dict[Path, str]:
         tables |= {"scores": score_table(study), "wins": win_table(study), "truth": truth_table(probed_methods(study))}
         tables |= {"standing": standing_table(study), "pooled": pooled_table(study)}
         tables["pooled_norm_itpo"] = pooled_table(study, "norm_itpo")
+        slower = read_rows(RESULTS / "trajectory_5e-4.jsonl")
+        tables["equal_rate"] = pooled_table([r for r in study if r["credit"] != "trajectory"] + slower)
         tables["textbook"] = textbook_table(study, read_rows(RESULTS / "return_to_go.jsonl"))
         built = {
             PICTURES / "study_scores.svg": svg(score_figure(study)),

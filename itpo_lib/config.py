@@ -62,7 +62,9 @@ class ITPOConfig(GRPOConfig):
     prm_replay: int = field(
         default=0, metadata={"help": "Older dialogues kept for the PRM; each update adds a batch of them (0: none)"}
     )
-    prm_balanced: bool = field(default=False, metadata={"help": "Good and bad weigh alike in the PRM's loss"})
+    prm_balanced: bool = field(
+        default=False, metadata={"help": "Good and bad outcomes weigh half each in the PRM's loss"}
+    )
     critic_learning_rate: float = field(
         default=1e-3, metadata={"help": "Learning rate of the critic (PPO, credit value)"}
     )

@@ -17,7 +17,7 @@ from .tasks.base import Task
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with a 95% bootstrap interval over dialogues."""
+    """A mean with an interval: a 95% bootstrap over dialogues or pairs of runs, or the range of a few seeds."""
 
     mean: float
     low: float

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from .callbacks import read_metrics
 from .diagnostics import agreement, kendall_within
 from .errors import ItpoError, require, unknown_name
-from .evaluate import Estimate, bootstrap_mean
+from .evaluate import Estimate
 
 if TYPE_CHECKING:
     from .true_credit import TrueCredit
@@ -273,16 +273,27 @@ def steps_to(row: dict[str, Any], share: float = 0.8, window: int = 3) -> float:
     return float(row["curve"]["step"][reached[0] + window - 1]) if len(reached) else float("inf")
 
 
-def paired(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> tuple[Estimate, float]:
-    """Mean difference of scores on the same seeds with its bootstrap interval, and the exact sign-flip p-value.
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean of a few seeds and their range: no interval keeps its promise with three to five of them."""
+    require(len(values) > 0, "cannot average no seeds")
+    return Estimate(float(np.mean(values)), min(values), max(values))
 
-    With n seeds the p-value (two-sided) cannot fall below 2^(1-n): 0.0625 for 5 seeds.
+
+def sign_flip_p(gaps: Sequence[float]) -> float:
+    """Two-sided p-value: how often does a mean as far from 0 come about when every sign is a coin's?
+
+    Exact, all 2^n signs are tried. With n gaps it cannot fall below 2^(1-n): 0.0625 for 5 seeds.
     """
+    flips = np.array(list(itertools.product((1, -1), repeat=len(gaps)))) @ np.asarray(gaps) / len(gaps)
+    return float(np.mean(np.abs(flips) >= abs(np.mean(gaps)) - 1e-12))
+
+
+def paired(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> tuple[Estimate, float]:
+    """Mean difference of scores on the same seeds with its range, and the exact sign-flip p-value."""
     theirs = {row["seed"]: score(row) for row in others}
-    gaps = np.array([score(row) - theirs[row["seed"]] for row in rows if row["seed"] in theirs])
+    gaps = [score(row) - theirs[row["seed"]] for row in rows if row["seed"] in theirs]
     require(len(gaps) > 0, "no common seeds to compare")
-    flips = np.array(list(itertools.product((1, -1), repeat=len(gaps)))) @ gaps / len(gaps)
-    return bootstrap_mean(gaps.tolist()), float(np.mean(np.abs(flips) >= abs(gaps.mean()) - 1e-12))
+    return over_seeds(gaps), sign_flip_p(gaps)
 
 
 def wins(groups: dict[str, Sequence[dict[str, Any]]]) -> dict[tuple[str, str], float]:

@@ -10,9 +10,8 @@ import numpy as np
 from .diagnostic_plots import BELOW, GREY, MARKERS, agreement_figure, looks
 from .diagnostics import Agreement
 from .errors import require
-from .evaluate import bootstrap_mean
 from .plots import COLOURS, STYLE, smooth
-from .study import PHASES, agreement_by_phase, score
+from .study import PHASES, agreement_by_phase, over_seeds, score
 from .study_tables import TITLES, Rows, grouped
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def score_figure(rows: Rows) -> Figure:
-    """Final scores, one panel per task: every seed a dot, mean and 95% interval beside it."""
+    """Final scores, one panel per task: every seed a dot, mean and range beside it."""
     import matplotlib.pyplot as plt
 
     tasks = {task: cell for (task,), cell in grouped(rows, "task").items()}
@@ -34,12 +33,13 @@ def score_figure(rows: Rows) -> Figure:
                 for y, credit in enumerate(credits):
                     scores = [score(r) for r in cell if (r["credit"], r["estimator"]) == (credit, estimator)]
                     if scores:
-                        place, mean = y + 0.25 * (i - (len(estimators) - 1) / 2), bootstrap_mean(scores)
+                        place, mean = y + 0.25 * (i - (len(estimators) - 1) / 2), over_seeds(scores)
                         axis.plot(scores, [place] * len(scores), ".", color=COLOURS[i], alpha=0.4)
                         axis.plot([mean.low, mean.high], [place, place], color=COLOURS[i])
                         axis.plot(mean.mean, place, MARKERS[i], color=COLOURS[i], label=estimator)
             axis.set(title=TITLES[task], xlabel="share of the ceiling", yticks=range(len(credits)))
             axis.set_yticklabels(credits)
+        axes[0, 0].invert_yaxis()  # the first method on top
         handles, labels = axes[0, 0].get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         figure.legend(unique.values(), unique.keys(), ncols=len(unique), **BELOW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from .advantages import ESTIMATORS
 from .credit import CREDITS
 from .evaluate import bootstrap_mean
-from .study import area, paired, score, steps_to
+from .study import area, over_seeds, paired, score, sign_flip_p, steps_to
 
 TITLES = {
     "math_tutoring": "math tutoring",
@@ -60,8 +60,8 @@ def score_table(rows: Rows) -> str:
 
 
 def mean_cell(values: Sequence[float]) -> str:
-    """A mean, with its bootstrap interval where there are at least three values: two have none worth the name."""
-    return str(bootstrap_mean(values)) if len(values) >= 3 else f"{statistics.mean(values):.3f}"
+    """A mean over seeds, and their range where there are at least three."""
+    return str(over_seeds(values)) if len(values) >= 3 else f"{statistics.mean(values):.3f}"
 
 
 def common_seeds(rows: Rows, others: Rows) -> set[int]:
@@ -70,7 +70,7 @@ def common_seeds(rows: Rows, others: Rows) -> set[int]:
 
 
 def gap_cell(rows: Rows, others: Rows) -> str:
-    """A paired difference with its interval and p-value; below three common seeds the difference alone."""
+    """A paired difference with its range and p-value; below three common seeds the difference alone."""
     gap, p = paired(rows, others)
     if len(common_seeds(rows, others)) < 3:
         return f"{gap.mean:+.3f}"
@@ -124,8 +124,8 @@ def verdict(rows: Rows, others: Rows) -> str:
     (gap, p), name, other = paired(rows, others), rows[0]["credit"], others[0]["credit"]
     signs, word = seed_signs(rows, others), "higher" if gap.mean > 0 else "lower"
     n, ahead = len(signs), signs.count(1)
-    interval = f", interval [{gap.low:+.3f}, {gap.high:+.3f}]" if n > 1 else ""
-    numbers = f"{name} minus {other} {gap.mean:+.3f}{interval}, ahead on {ahead} of {n}"
+    reach = f", from {gap.low:+.3f} to {gap.high:+.3f}" if n > 1 else ""
+    numbers = f"{name} minus {other} {gap.mean:+.3f}{reach}, ahead on {ahead} of {n}"
     if n < FEW:
         return f"{numbers}: **too few seeds to tell**"
     if abs(sum(signs)) == n:
@@ -173,24 +173,32 @@ def standing_table(rows: Rows, credit: str = "norm_itpo") -> str:
 
 
 def pooled_table(rows: Rows, credit: str = "trajectory") -> str:
-    """Every method against `credit` over all cells: mean differences of pairs on one task, estimator and seed."""
+    """Every method against `credit` over all cells: mean differences of pairs on one task, estimator and seed.
+
+    Estimators on one task and seed start alike and err alike, so each counts only through their mean: the interval is
+    a bootstrap over pairs of task and seed, and the p-value flips their signs.
+    """
     plain = {place(r): r for r in rows if r["credit"] == credit}
     lines = []
     for (name,), runs in grouped(rows, "credit").items():
         pairs = [(r, plain[place(r)]) for r in runs if place(r) in plain]
         if name != credit and pairs:
             gaps = [score(run) - score(other) for run, other in pairs]
-            faster = [area(run) - area(other) for run, other in pairs]
             ahead = f"{sum(gap > 0 for gap in gaps)} of {len(gaps)}"
             worst = f"{min(map(score, runs)):.3f}"
-            lines.append((statistics.mean(gaps), [name, signed_mean(gaps), ahead, signed_mean(faster), worst]))
+            measured = [cluster_cell(pairs, measure) for measure in (score, area)]
+            lines.append((statistics.mean(gaps), [name, measured[0], ahead, measured[1], worst]))
     lines.sort(key=lambda line: -line[0])
     own = [[credit, "", "", "", f"{min(map(score, plain.values())):.3f}"]] if plain else []
-    header = ["credit", f"minus {credit}", "ahead", "the same, area", "worst run"]
+    header = ["credit", f"minus {credit} (p)", "ahead", "the same, area (p)", "worst run"]
     return markdown(header, [line for _, line in lines] + own)
 
 
-def signed_mean(values: Sequence[float]) -> str:
-    """A mean difference with its bootstrap interval."""
-    found = bootstrap_mean(values)
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def cluster_cell(pairs: Sequence[tuple[dict, dict]], measure: Callable[[dict], float]) -> str:
+    """A mean difference of pairs of runs, with its bootstrap interval and p-value over pairs of task and seed."""
+    clusters: dict[tuple[str, int], list[float]] = {}
+    for run, other in pairs:
+        clusters.setdefault((run["task"], run["seed"]), []).append(measure(run) - measure(other))
+    found = bootstrap_mean([statistics.mean(gaps) for gaps in clusters.values()])
+    p = sign_flip_p([statistics.mean(gaps) for gaps in clusters.values()])
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] ({p:.3f})"

@@ -57,15 +57,14 @@ def show_table(columns: dict[str, dict[str, Any]], ceiling: float | None) -> Non
 
 def show_study(title: str, credits: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """One line per credit method, and its paired difference to the last one."""
-    from .evaluate import bootstrap_mean
-    from .study import area, paired, score
+    from .study import area, over_seeds, paired, score
 
-    table = Table(title=f"{title}: share of the ceiling, mean and 95% interval over seeds")
+    table = Table(title=f"{title}: share of the ceiling, mean [range over seeds]")
     for name in ("credit", "seeds", "final score", "area under the curve", f"minus {credits[-1]} (p)"):
         table.add_column(name, justify="left" if name == "credit" else "right")
     for name in credits:
         own, last = ([r for r in rows if r["credit"] == c] for c in (name, credits[-1]))
-        means = [escape(str(bootstrap_mean([measure(r) for r in own]))) for measure in (score, area)]
+        means = [escape(str(over_seeds([measure(r) for r in own]))) for measure in (score, area)]
         gap, p = paired(own, last)
         table.add_row(name, str(len(own)), *means, "" if own == last else f"{gap.mean:+.3f} ({p:.2f})")
     console.print(table)

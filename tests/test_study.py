@@ -45,6 +45,7 @@ def test_paired_test_counts_sign_flips():
     theirs = [row("trajectory", s, a) for s, a in enumerate((0.4, 0.4, 0.4))]
     gap, p = paired(ours, theirs)
     assert gap.mean == pytest.approx(0.2 / 0.8)
+    assert (gap.low, gap.high) == pytest.approx((0.1 / 0.8, 0.3 / 0.8))  # the range of the seeds
     assert p == pytest.approx(2 / 8)  # only all plus and all minus are as far from 0
     assert paired(theirs, ours)[0].mean == pytest.approx(-0.2 / 0.8)
     assert paired(ours[:2], theirs[1:])[0].mean == pytest.approx(0.2 / 0.8)  # seed 1 alone
