@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from .dialogue import Dialogue, Message
 from .errors import require
+from .plots import COLOURS, STYLE
 from .tasks.slot_task import SlotTask
 from .tasks.slots import asked_slot
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ENDINGS = ("informed, right", "informed, wrong", "misled", "lucky guess", "wrong guess", "no answer")
 TURNS = ("told a fact", "told it wrong", "asked again", "user vague", "beside the point", "answered")
@@ -100,10 +100,6 @@ def transcript(messages: Sequence[Message], beside: Sequence[str] = (), width: i
 
 def endings_figure(task: SlotTask, sets: Mapping[str, Sequence[Dialogue]]) -> Figure:
     """How the dialogues of each set ended: one bar of shares per set, every share above 3% with its number."""
-    import matplotlib.pyplot as plt
-
-    from .plots import COLOURS, STYLE
-
     with plt.rc_context({**STYLE, "figure.figsize": (9, 1.2 + 0.55 * len(sets)), "axes.grid": False}):
         figure, axis = plt.subplots(layout="constrained")
         for place, dialogues in enumerate(sets.values()):
