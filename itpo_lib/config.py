@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage when a trainer is made
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func: we pin a tested range of TRL
@@ -152,15 +152,4 @@ class ITPOConfig(GRPOConfig):
             baseline = "credit_weighted" if self.credit in GIVES_SHARES else "turn"
             if self.credit == "trajectory":  # K·w_k would train its last turn alone
                 baseline = "turn" if self.estimator == "ppo" else "outcome"
-        return LearningRule(
-            self.credit,
-            self.estimator,
-            baseline,
-            self.grpo_scale,
-            self.credit_temperature,
-            self.softmax_mode,
-            self.gamma,
-            self.gae_lambda,
-            self.length_penalty,
-            self.whiten_advantages,
-        )
+        return LearningRule(**{f.name: getattr(self, f.name) for f in fields(LearningRule)} | {"baseline": baseline})

@@ -58,15 +58,8 @@ def true_credit_figure(
     return figure
 
 
-def over_training(
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
-    steps: Sequence[int],
-    references: Mapping[str, float] | None = None,
-) -> Figure:
-    """One panel per title, one line per label: rank correlations, slopes, R² over training.
-
-    `references` maps a panel's title to the height of a dashed line in it.
-    """
+def over_training(panels: Mapping[str, Mapping[str, Sequence[float]]], steps: Sequence[int]) -> Figure:
+    """One panel per title, one line per label: rank correlations, slopes, R² over training."""
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     looks: dict[str, dict[str, Any]] = {
         name: {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]} for i, name in enumerate(names)
@@ -76,8 +69,6 @@ def over_training(
         for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
             for name, values in lines.items():
                 axis.plot(steps, values, markersize=5, **looks[name])
-            if references and title in references:
-                axis.axhline(references[title], color=GREY, linestyle="--", linewidth=1)
             axis.set(xlabel="training step", title=title)
         handles = [plt.Line2D([], [], label=name, **looks[name]) for name in names]
         figure.legend(handles=handles, ncols=min(4, len(names)), **BELOW)

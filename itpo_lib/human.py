@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dialogue import Dialogue
+from .dialogue import Dialogue, said_by
 from .errors import DialogueFailed, ItpoError, require, unknown_name
 from .tasks.base import Goal, Reply, Task
 
@@ -64,7 +64,7 @@ class HumanSession:
     @property
     def n_turns(self) -> int:
         """Assistant turns so far."""
-        return sum(message["role"] == "assistant" for message in self.messages)
+        return len(said_by("assistant", self.messages))
 
     def say(self, text: str) -> Reply:
         """The person's words; returns what the other side says to them. `done` means that the dialogue is over."""

@@ -120,15 +120,6 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-class LossBar(ProgressBar):
-    """A progress bar with the loss of the newest batch."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}"}, refresh=False)
-            self.bar.update(state.global_step - self.bar.n)
-
-
 def choose_layers(model: PreTrainedModel, layers: int | None) -> None:
     """Let the uppermost `layers` learn (and the last norm), or all weights. The backward pass ends where learning ends."""
     model.requires_grad_(layers is None)
@@ -202,7 +193,9 @@ def sft_trainer(model: PreTrainedModel, chat: ChatFormat, settings: WarmStart, f
     )
     rows = Dataset.from_list([training_row(d) for d in scripted_dialogues(settings, chat)])
     make = light_head(SFTTrainer) if on_cpu else SFTTrainer
-    trainer = make(model, args, train_dataset=rows, processing_class=chat.tokenizer, callbacks=[LossBar()])
+    trainer = make(
+        model, args, train_dataset=rows, processing_class=chat.tokenizer, callbacks=[ProgressBar(loss=".3f")]
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -19,7 +19,7 @@ from ..advantages import leave_one_out, spread_to_tokens
 from ..credit import softmax_shares, unit_sums
 
 ASK, SAY, UM, END, USER = range(5)
-N_WORDS, MAX_TURNS, TURN_TOKENS, GROUP = 5, 4, 4, 2
+N_WORDS, MAX_TURNS, TURN_TOKENS, GROUP, BATCH = 5, 4, 4, 2, 64
 PAD = END  # as with many tokenizers, the fill token is the end of a turn
 BETA, TEMPERATURE = 0.3, 1.0
 PANELS = {
@@ -109,18 +109,16 @@ def collate(played: list[tuple[list[int], list[int], list[int], float]]) -> tupl
     return *columns, torch.tensor(lengths), torch.tensor([p[3] for p in played])
 
 
-def train(
-    pieces: Mapping[str, Callable[..., Any]] | None = None, steps: int = 80, seed: int = 0, batch: int = 64
-) -> dict[str, list[float]]:
+def train(pieces: Mapping[str, Callable[..., Any]] | None = None, steps: int = 80) -> dict[str, list[float]]:
     """Train with some `pieces` replaced; returns one curve per panel."""
     use = {**HEALTHY, **(pieces or {})}
     policy, prm = torch.zeros(2, 2 * N_WORDS, N_WORDS).unbind()
     reference = policy.log_softmax(-1)
     optimizer, prm_optimizer = (torch.optim.Adam([table.requires_grad_(True)], lr=0.1) for table in (policy, prm))
-    rng, curves = random.Random(seed), defaultdict(list)
+    rng, curves = random.Random(0), defaultdict(list)
     for _ in range(steps):
         probs = policy.detach().softmax(-1)
-        ids, turn_ids, states, lengths, outcomes = collate([converse(probs.tolist(), rng) for _ in range(batch)])
+        ids, turn_ids, states, lengths, outcomes = collate([converse(probs.tolist(), rng) for _ in range(BATCH)])
         # the PRM learns from the outcomes, then shares them out
         rewards = BETA * (prm.log_softmax(-1) - reference)[states, ids] * (turn_ids > 0)
         prm_loss = torch.nn.functional.binary_cross_entropy_with_logits(rewards.sum(1), outcomes)
@@ -149,6 +147,6 @@ def train(
     return dict(curves)
 
 
-def run_of(label: str, steps: int = 80, seed: int = 0) -> dict[str, list[float]]:
+def run_of(label: str) -> dict[str, list[float]]:
     """The curves of one of the broken runs A to E."""
-    return train({RUNS[label]: BROKEN[RUNS[label]]}, steps, seed)
+    return train({RUNS[label]: BROKEN[RUNS[label]]})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ..dialogue import Message
+from ..dialogue import Message, said_by
 from ..errors import require, unknown_name
 from .base import Reply, ScriptedAssistant, User
 
@@ -128,7 +128,7 @@ class SlotExpert(ScriptedAssistant):
         for name in told_values(messages[-1:], self.slots):
             self.times_told[name] += 1
         told = told_values(messages, self.slots)
-        turns_left = self.max_turns - sum(m["role"] == "assistant" for m in messages)
+        turns_left = self.max_turns - len(said_by("assistant", messages))
         unknown = [slot.name for slot in self.slots if slot.name not in told]
         unsure = [name for name, times in self.times_told.items() if times == 1] if self.verify else []
         if turns_left > 1 and (unknown or unsure):
