@@ -11,7 +11,8 @@ from itpo_lib.models import load_policy, shipped_checkpoint
 from itpo_lib.run import RunSettings
 from itpo_lib.tasks.base import Limits
 from itpo_lib.tasks.math_tiny import TinyMathTutoring
-from itpo_lib.trainer import ITPOTrainer, goal_dataset
+from itpo_lib.trainer import ITPOTrainer
+from itpo_lib.trl_rows import goal_dataset
 
 
 @pytest.fixture

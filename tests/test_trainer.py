@@ -17,10 +17,11 @@ from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import DialogueFailed, ItpoError
 from itpo_lib.logprobs import backbone, lm_logits
 from itpo_lib.models import load_policy, shipped_checkpoint
+from itpo_lib.resuming import COMPLETE, latest_checkpoint
 from itpo_lib.run import RunSettings, build_trainer, train
 from itpo_lib.tasks import get_task, register_task
 from itpo_lib.tasks.math_tiny import TinyMathTutoring
-from itpo_lib.trainer import COMPLETE, ITPOTrainer, latest_checkpoint
+from itpo_lib.trainer import ITPOTrainer
 
 SMALL = {
     "max_steps": 2, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 4,
