@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import ItpoError, require
+from .errors import ItpoError, require, unknown_name
 from .presets import ADAPTERS, EVAL_DIALOGUES, PRESETS
 from .tasks import Task, ceiling, get_task
 
@@ -88,18 +88,18 @@ def quiet_libraries() -> None:
 
 def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = ()) -> ITPOTrainer:
     """The trainer of a run; every setting is checked before any work starts."""
-    require(settings.scale in PRESETS, f"unknown scale {settings.scale!r}: choose one of {', '.join(PRESETS)}")
+    if settings.scale not in PRESETS:
+        raise unknown_name("scale", settings.scale, PRESETS)
     if settings.threads or settings.scale == "tiny":
         torch.set_num_threads(settings.threads or 1)
     quiet_libraries()
-    from .config import ITPOConfig  # imports TRL, which takes seconds
+    from .config import ITPOConfig, check_options  # imports TRL, which takes seconds
     from .models import load_policy
     from .trainer import ITPOTrainer
 
     task = get_task(settings.task, settings.scale, **settings.task_options)
     fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 20, **settings.options}
-    unknown = set(fields) - set(ITPOConfig.__dataclass_fields__)
-    require(not unknown, f"ITPOConfig has no field {sorted(unknown)}; `itpo train --help` lists the common ones")
+    check_options(fields)
     try:
         args = ITPOConfig(
             output_dir=settings.out,

@@ -80,7 +80,9 @@ CAUSES = {
 
 def converse(probs: list[list[float]], rng: random.Random) -> tuple[list[int], list[int], list[int], float]:
     """One dialogue: token ids, turn ids, the state that each token was said in, and the outcome."""
-    ids, turn_ids, states = [0] * 0, [0] * 0, [0] * 0
+    ids: list[int] = []
+    turn_ids: list[int] = []
+    states: list[int] = []
     known, last = False, USER
     for turn in range(1, MAX_TURNS + 1):
         said = set()
