@@ -39,6 +39,10 @@ def trainer_for(tmp_path, tokenizer, chat, judge=None, task=None, **options) -> 
     return ITPOTrainer(make_model(tokenizer), args, task or EasyMath(), chat, judge=judge)
 
 
+ALWAYS = {
+    "success", "outcome", "score", "turns", "words", "outcome_std", "entropy", "kl_to_reference", "sampler_mismatch",
+    "failed", "time/rollout", "step_time",
+}  # fmt: skip
 LOGS = {"value": "value/loss", "judge": "judge/failed", "oracle": "time/oracle"}
 
 
@@ -51,7 +55,9 @@ def test_every_cell_trains(tmp_path, tokenizer, chat, credit, estimator):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert any((a - b).abs().max() > 0 for a, b in zip(before, trainer.model.parameters(), strict=True))
     logged = {key for row in trainer.state.log_history for key in row}
-    present = {"prm/loss": credit in NEEDS_PRM, "critic/loss": estimator == "ppo"}
+    assert logged >= ALWAYS, ALWAYS - logged
+    prm = credit in NEEDS_PRM
+    present = {"prm/loss": prm, "prm/accuracy": prm, "critic/loss": estimator == "ppo"}
     present |= {name: credit == owner for owner, name in LOGS.items()}
     assert {name: name in logged for name in present} == present
 
