@@ -65,7 +65,10 @@ class World:
                     following += [(seen, [*actions, action], probability * p, fact) for p, fact in replies]
             prefixes = following
         done += [(states, actions, probability, 0.0) for states, actions, probability, _ in prefixes]
-        pad = lambda rows: torch.tensor([row + [0] * (self.max_turns - len(row)) for row in rows])  # noqa: E731
+
+        def pad(rows: list[list[int]]) -> Tensor:
+            return torch.tensor([row + [0] * (self.max_turns - len(row)) for row in rows])
+
         return Dialogues(
             world=self,
             states=pad([d[0] for d in done]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -28,7 +29,7 @@ def start_weighing(judge: TurnJudge, goal: Goal, messages: Sequence[Message]) ->
     """How to fetch the judge's weights; one that can begins with them now."""
     if hasattr(judge, "start_turn_weights"):
         return judge.start_turn_weights(goal, messages)
-    return lambda: judge.turn_weights(goal, messages)
+    return partial(judge.turn_weights, goal, messages)
 
 
 def weigh_turns(judge: TurnJudge, task: Task, dialogues: Sequence[Dialogue]) -> tuple[Tensor, Tensor]:

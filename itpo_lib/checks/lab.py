@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..advantages import leave_one_out, spread_to_tokens
 from ..credit import softmax_shares, unit_sums
@@ -105,10 +106,12 @@ def converse(probs: list[list[float]], rng: random.Random) -> tuple[list[int], l
 
 def collate(played: list[tuple[list[int], list[int], list[int], float]]) -> tuple[Tensor, ...]:
     """ids, turn ids and states (B, T), lengths and outcomes (B,)."""
-    lengths = [len(ids) for ids, *_ in played]
-    pad = lambda row, fill: row + [fill] * (max(lengths) - len(row))  # noqa: E731
-    columns = (torch.tensor([pad(p[i], fill) for p in played]) for i, fill in enumerate((PAD, 0, 0)))
-    return *columns, torch.tensor(lengths), torch.tensor([p[3] for p in played])
+    *columns, outcomes = zip(*played, strict=True)
+    padded = (
+        pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
+        for rows, fill in zip(columns, (PAD, 0, 0), strict=True)
+    )
+    return *padded, torch.tensor([len(ids) for ids in columns[0]]), torch.tensor(outcomes)
 
 
 def train(pieces: Mapping[str, Callable[..., Any]] | None = None, steps: int = 80) -> dict[str, list[float]]:
