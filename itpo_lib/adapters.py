@@ -25,10 +25,16 @@ def has_adapters(model: PreTrainedModel) -> bool:
     return hasattr(model, "peft_config")
 
 
-def add_role(policy: PreTrainedModel, name: str) -> None:
-    """A fresh adapter like the policy's. It starts as the base itself: its B matrices are 0."""
+def beside(policy: PreTrainedModel, name: str) -> tuple[PreTrainedModel, str | None]:
+    """A model that starts from the policy, and its adapter: a fresh one on the policy's base, or a full copy (None).
+
+    A fresh adapter starts as the base itself: its B matrices are 0.
+    """
+    if not has_adapters(policy):
+        return full_copy(policy), None
     adapters = cast("PeftModel", policy)
     adapters.add_adapter(name, adapters.peft_config[POLICY])
+    return policy, name
 
 
 def full_copy(policy: PreTrainedModel) -> PreTrainedModel:

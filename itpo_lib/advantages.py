@@ -15,7 +15,8 @@ from .errors import ItpoError, require, unknown_name
 
 ESTIMATORS = ("rloo", "grpo", "ppo")
 BASELINES = ("turn", "official", "outcome", "credit_weighted", "signed")
-GRPO_BASELINES = ("turn", "outcome", "credit_weighted", "signed")
+SHARING = ("outcome", "credit_weighted", "signed")  # baselines that share the outcome out
+GRPO_BASELINES = ("turn", *SHARING)
 PPO_BASELINES = ("turn", "credit_weighted")
 GRPO_SCALES = ("std", "none")
 
@@ -115,8 +116,8 @@ def grpo_outcome(
     With the trajectory share and `outcome` it is GRPO as it is known: every turn gets the dialogue's own score.
     """
     check_group(len(scores), group_size)
-    if baseline not in GRPO_BASELINES[1:]:
-        raise unknown_name("baseline of GRPO", baseline, GRPO_BASELINES[1:])
+    if baseline not in SHARING:
+        raise unknown_name("baseline of GRPO", baseline, SHARING)
     edge = normalise_groups(scores[:, None], credit.mask.any(1, keepdim=True), group_size, scale)
     return spread_by_shares(credit, edge, baseline, gamma)
 

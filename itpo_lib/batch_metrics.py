@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .diagnostics import distinct_questions
-from .dialogue import Dialogue, DialogueBatch
+from .dialogue import Dialogue, DialogueBatch, said_by
 from .learning import Experience
 from .logprobs import token_logprobs
 
@@ -30,8 +29,8 @@ def outcome_metrics(everything: Experience, threshold: float, length_penalty: fl
 def speech_metrics(dialogues: Sequence[Dialogue]) -> dict[str, float]:
     """Words, and how varied the questions are where somebody asked something."""
     metrics = {"words": sum(d.assistant_words for d in dialogues) / len(dialogues)}
-    distinct = distinct_questions(dialogues)
-    return metrics if distinct != distinct else {**metrics, "distinct_questions": distinct}  # NaN: nobody asked
+    asked = [text for d in dialogues for text in said_by("assistant", d.messages)[:-1]]
+    return {**metrics, "distinct_questions": len(set(asked)) / len(asked)} if asked else metrics
 
 
 def policy_metrics(

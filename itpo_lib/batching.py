@@ -32,11 +32,10 @@ def trim(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     prompt = max(1, int(rows["prompt_mask"].sum(1).max()))
     completion = max(1, int(rows["completion_mask"].sum(1).max()))
     width = rows["completion_mask"].shape[1]
-    return {
-        name: value[:, -prompt:]
-        if name in ON_THE_LEFT
-        else value[:, :completion]
-        if value.dim() > 1 and value.shape[1] == width
-        else value
-        for name, value in rows.items()
-    }
+
+    def cut(name: str, value: Tensor) -> Tensor:
+        if name in ON_THE_LEFT:
+            return value[:, -prompt:]
+        return value[:, :completion] if value.dim() > 1 and value.shape[1] == width else value
+
+    return {name: cut(name, value) for name, value in rows.items()}

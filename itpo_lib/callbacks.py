@@ -46,10 +46,11 @@ class MetricsFile(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with the success rate of the newest batch."""
+    """A bar with numbers of the newest batch; `shown` maps a metric to its format."""
 
-    def __init__(self) -> None:
+    def __init__(self, **shown: str) -> None:
         self.bar: Any = None
+        self.shown = shown or {"success": ".2f", "turns": ".1f"}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -59,8 +60,8 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if self.bar is not None and logs:
-            if "turns" in logs:  # steps that reuse a batch of dialogues play none
-                newest = {"success": f"{logs.get('success', 0.0):.2f}", "turns": f"{logs['turns']:.1f}"}
+            newest = {name: f"{float(logs[name]):{form}}" for name, form in self.shown.items() if name in logs}
+            if newest:  # steps that reuse a batch of dialogues play none
                 self.bar.set_postfix(newest, refresh=False)
             self.bar.update(state.global_step - self.bar.n)
 

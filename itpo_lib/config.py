@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
-
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports usage when a trainer is made
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func: we pin a tested range of TRL
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from trl import GRPOConfig
 
 from .advantages import BASELINES, ESTIMATORS, GRPO_BASELINES, GRPO_SCALES, PPO_BASELINES, baselines_for
 from .credit import CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
-from .errors import require, unknown_name
+from .errors import require, type_names, unknown_name
 from .learning import LearningRule
 
 PRM_ORDERS = ("update_then_score", "score_then_update")
@@ -154,15 +154,23 @@ class ITPOConfig(GRPOConfig):
             baseline = "credit_weighted" if self.credit in GIVES_SHARES else "turn"
             if self.credit == "trajectory":  # K·w_k would train its last turn alone
                 baseline = "turn" if self.estimator == "ppo" else "outcome"
-        return LearningRule(
-            self.credit,
-            self.estimator,
-            baseline,
-            self.grpo_scale,
-            self.credit_temperature,
-            self.softmax_mode,
-            self.gamma,
-            self.gae_lambda,
-            self.length_penalty,
-            self.whiten_advantages,
-        )
+        return LearningRule(**{f.name: getattr(self, f.name) for f in fields(LearningRule)} | {"baseline": baseline})
+
+
+def check_options(options: Mapping[str, typing.Any]) -> None:
+    """Refuse fields that `ITPOConfig` lacks and values of the wrong type, before anything is loaded."""
+    known, hints = ITPOConfig.__dataclass_fields__, typing.get_type_hints(ITPOConfig)
+    for name, value in options.items():
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`itpo train --help` lists the common ones"
+        require(name in known, f"ITPOConfig has no field {name!r}; {hint}")
+        kinds = plain_types(hints[name])
+        fits = not kinds or type(value) in kinds or (type(value) is int and float in kinds)
+        require(fits, f"{name} must be {type_names(kinds)}, got {value!r} ({type(value).__name__})")
+
+
+def plain_types(hint: typing.Any) -> set[type]:
+    """The plain types of an annotation; empty where it holds anything else, which is then not checked."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    kinds = set(parts)
+    return kinds if kinds <= {int, float, bool, str, type(None)} else set()

@@ -55,11 +55,6 @@ def last_unit(mask: Tensor) -> Tensor:
     return (mask & ~following).float()
 
 
-def trajectory_shares(mask: Tensor) -> Tensor:
-    """All of R at the end, so that every token gets the same return, (B, K)."""
-    return last_unit(mask)
-
-
 def uniform_shares(mask: Tensor, seed: int) -> Tensor:
     """Dirichlet(1) shares over the units of each dialogue, (B, K); the same for the same `seed`.
 
@@ -137,8 +132,8 @@ def _from_shares(inputs: CreditInputs, shares: Tensor) -> Credit:
 
 
 def trajectory(inputs: CreditInputs) -> Credit:
-    """Trajectory share: R at the end of the dialogue."""
-    return _from_shares(inputs, trajectory_shares(inputs.mask))
+    """Trajectory share: all of R at the end, so that every token gets the same return."""
+    return _from_shares(inputs, last_unit(inputs.mask))
 
 
 def uniform(inputs: CreditInputs) -> Credit:

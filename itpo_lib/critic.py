@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .adapters import active, add_role, full_copy, has_adapters, trainable
+from .adapters import active, beside, trainable
 from .dialogue import DialogueBatch
 from .logprobs import hidden_states, micro_batches
 from .sidecar import Sidecar, average_total
@@ -26,12 +26,7 @@ class ValueModel(torch.nn.Module):
 
     def __init__(self, policy: PreTrainedModel, name: str):
         super().__init__()
-        self.adapter = name if has_adapters(policy) else None
-        if self.adapter:
-            add_role(policy, name)
-            self.model = policy
-        else:
-            self.model = full_copy(policy)
+        self.model, self.adapter = beside(policy, name)
         width = self.model.config.get_text_config().hidden_size
         self.head = torch.nn.Linear(width, 1).to(self.model.device)
         torch.nn.init.zeros_(self.head.weight)

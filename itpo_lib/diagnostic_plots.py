@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from .credit import CREDITS
 from .diagnostics import COLLAPSE_SIGNALS, Agreement, Calibration, GradientRow, LengthEffect, collapse_steps
 from .plots import COLOURS, STYLE, smooth
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
@@ -42,8 +41,6 @@ def true_credit_figure(
 
     `credits` maps a name to K numbers; `labels` names the turns (default: 1 to K).
     """
-    import matplotlib.pyplot as plt
-
     n = len(values) - 1
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, layout="constrained", width_ratios=(2, 3))
@@ -61,17 +58,8 @@ def true_credit_figure(
     return figure
 
 
-def over_training(
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
-    steps: Sequence[int],
-    references: Mapping[str, float] | None = None,
-) -> Figure:
-    """One panel per title, one line per label: rank correlations, slopes, R² over training.
-
-    `references` maps a panel's title to the height of a dashed line in it.
-    """
-    import matplotlib.pyplot as plt
-
+def over_training(panels: Mapping[str, Mapping[str, Sequence[float]]], steps: Sequence[int]) -> Figure:
+    """One panel per title, one line per label: rank correlations, slopes, R² over training."""
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     looks: dict[str, dict[str, Any]] = {
         name: {"color": COLOURS[i % 7], "marker": MARKERS[i % 7]} for i, name in enumerate(names)
@@ -81,8 +69,6 @@ def over_training(
         for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
             for name, values in lines.items():
                 axis.plot(steps, values, markersize=5, **looks[name])
-            if references and title in references:
-                axis.axhline(references[title], color=GREY, linestyle="--", linewidth=1)
             axis.set(xlabel="training step", title=title)
         handles = [plt.Line2D([], [], label=name, **looks[name]) for name in names]
         figure.legend(handles=handles, ncols=min(4, len(names)), **BELOW)
@@ -94,8 +80,6 @@ def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence
 
     `steps` are training steps, or names of the parts of training.
     """
-    import matplotlib.pyplot as plt
-
     with plt.rc_context({**STYLE, "figure.figsize": (9, 3.8)}):
         figure, axes = plt.subplots(1, 2, layout="constrained", sharey=True)
         for axis, side in zip(axes, ("best", "worst"), strict=True):
@@ -113,8 +97,6 @@ def agreement_figure(methods: Mapping[str, Sequence[Agreement]], steps: Sequence
 
 def calibration_figure(found: Calibration) -> Figure:
     """Reliability curve: the diagonal is a PRM that means what it says; the numbers below count dialogues."""
-    import matplotlib.pyplot as plt
-
     with plt.rc_context({**STYLE, "figure.figsize": (5, 4)}):
         figure, axis = plt.subplots(layout="constrained")
         axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
@@ -128,8 +110,6 @@ def calibration_figure(found: Calibration) -> Figure:
 
 def length_figure(effects: Mapping[str, LengthEffect], quantity: str) -> Figure:
     """A quantity by number of turns with 95% intervals; the slope of each line is in the legend."""
-    import matplotlib.pyplot as plt
-
     with plt.rc_context({**STYLE, "figure.figsize": (6, 4.6)}):
         figure, axis = plt.subplots(layout="constrained")
         for (name, effect), colour, marker in zip(effects.items(), COLOURS, MARKERS, strict=False):
@@ -145,8 +125,6 @@ def length_figure(effects: Mapping[str, LengthEffect], quantity: str) -> Figure:
 
 def gradient_figure(rows: Sequence[GradientRow]) -> Figure:
     """Bias and noise of each estimator in units of |g|; the axes are linear up to 1 and logarithmic beyond."""
-    import matplotlib.pyplot as plt
-
     names = [f"{row.credit}, {row.baseline or 'no baseline'}" for row in rows]
     order = list(dict.fromkeys(row.credit for row in rows))
     colours = [COLOURS[order.index(row.credit) % len(COLOURS)] for row in rows]
@@ -165,8 +143,6 @@ def gradient_figure(rows: Sequence[GradientRow]) -> Figure:
 
 def collapse_figure(metrics: Sequence[Mapping[str, Any]], signals: Sequence[str] = COLLAPSE_SIGNALS) -> Figure:
     """The warning signals of one run; a vertical line marks where one fell to half of where it began."""
-    import matplotlib.pyplot as plt
-
     falls = collapse_steps(metrics, signals)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(signals), layout="constrained", squeeze=False)

@@ -6,7 +6,7 @@ that the data cannot give (nothing varies, nothing to count) is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import ArrayLike
 
 from .advantages import baselines_for
-from .dialogue import Dialogue
 from .enumerable import Dialogues, bias, expected_gradient, gradient_variance, named_credit
 from .errors import require
 from .learning import LearningRule, discount
@@ -185,12 +184,6 @@ def length_effect(n_turns: ArrayLike, values: ArrayLike) -> LengthEffect:
     return LengthEffect(turns, np.array(means), np.array(errors), np.array(counts), linear_fit(lengths, y))
 
 
-def distinct_questions(dialogues: Iterable[Dialogue]) -> float:
-    """Share of different texts among the assistant's turns before the last; compare batches of one size only."""
-    asked = [text for d in dialogues for text in [m["content"] for m in d.messages if m["role"] == "assistant"][:-1]]
-    return len(set(asked)) / len(asked) if asked else NAN
-
-
 COLLAPSE_SIGNALS = ("outcome_std", "entropy", "distinct_questions")
 
 
@@ -244,9 +237,8 @@ def gradient_table(
     logits: torch.Tensor,
     log_ratios: torch.Tensor | None = None,
     credits: Sequence[str] = ("trajectory", "itpo", "norm_itpo", "oracle"),
-    group_size: int = 2,
 ) -> list[GradientRow]:
-    """Exact bias and noise of RLOO for every credit and baseline that go together.
+    """Exact bias and noise of RLOO, in groups of two, for every credit and baseline that go together.
 
     `logits` (S, A) are the policy, `log_ratios` (S, A, max length) a fixed PRM. (Credit "uniform" would
     show one draw of its shares.)
@@ -257,8 +249,8 @@ def gradient_table(
         credit, gamma = named_credit(dialogues, name, log_ratios, logits=logits), discount(LearningRule(name))
         fitting = [b for b in baselines_for(name) if b != "signed" or credit.blame is not None]
         for baseline in (None, *fitting):
-            found = expected_gradient(dialogues, logits, credit, group_size, baseline, gamma)
-            variance = gradient_variance(dialogues, logits, credit, group_size, baseline, gamma)
+            found = expected_gradient(dialogues, logits, credit, 2, baseline, gamma)
+            variance = gradient_variance(dialogues, logits, credit, 2, baseline, gamma)
             size, cosine = bias(found, exact)
             pull = bias(found - exact, longer)[1] if size > 1e-9 else 0.0
             rows.append(GradientRow(name, baseline, size, cosine, variance**0.5 / float(exact.norm()), pull))

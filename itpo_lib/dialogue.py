@@ -6,6 +6,7 @@ or tokenises text a second time, and no mask is ever read off a token's value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
@@ -20,6 +21,11 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+def said_by(role: str, messages: Sequence[Message]) -> list[str]:
+    """The texts of one role's messages, in order."""
+    return [message["content"] for message in messages if message["role"] == role]
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Dialogue:
     @property
     def assistant_words(self) -> int:
         """Whitespace-separated words that the assistant wrote."""
-        return sum(len(m["content"].split()) for m in self.messages if m["role"] == "assistant")
+        return len(" ".join(said_by("assistant", self.messages)).split())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for transcripts and reports."""

@@ -65,7 +65,10 @@ class World:
                     following += [(seen, [*actions, action], probability * p, fact) for p, fact in replies]
             prefixes = following
         done += [(states, actions, probability, 0.0) for states, actions, probability, _ in prefixes]
-        pad = lambda rows: torch.tensor([row + [0] * (self.max_turns - len(row)) for row in rows])  # noqa: E731
+
+        def pad(rows: list[list[int]]) -> Tensor:
+            return torch.tensor([row + [0] * (self.max_turns - len(row)) for row in rows])
+
         return Dialogues(
             world=self,
             states=pad([d[0] for d in done]),
@@ -151,12 +154,7 @@ class Dialogues:
 
 
 def named_credit(
-    dialogues: Dialogues,
-    name: str,
-    log_ratios: Tensor | None = None,
-    temperature: float = 0.4,
-    seed: int = 0,
-    logits: Tensor | None = None,
+    dialogues: Dialogues, name: str, log_ratios: Tensor | None = None, logits: Tensor | None = None
 ) -> Credit:
     """The library's own credit `name` (a method that rewards turns) on all N dialogues.
 
@@ -168,8 +166,7 @@ def named_credit(
         log_ratios = torch.zeros(world.n_states, N_ACTIONS, max(world.lengths), dtype=torch.float64)
     turn_ids, rewards = dialogues.tokens(log_ratios)
     values = None if logits is None else dialogues.true_values(logits)[:, :-1]
-    inputs = CreditInputs(dialogues.outcomes, turn_ids, world.max_turns, rewards, temperature, "sum", seed, values)
-    return assign_credit(name, inputs)
+    return assign_credit(name, CreditInputs(dialogues.outcomes, turn_ids, world.max_turns, rewards, turn_values=values))
 
 
 def expected_gradient(

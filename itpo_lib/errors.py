@@ -20,6 +20,11 @@ def unknown_name(kind: str, name: object, choices: Iterable[str]) -> ItpoError:
     return ItpoError(f"unknown {kind} {name!r}: choose one of {', '.join(choices)}.{hint}")
 
 
+def type_names(kinds: Iterable[type]) -> str:
+    """Plain types in words: "float or none"."""
+    return " or ".join(sorted("none" if kind is type(None) else kind.__name__ for kind in kinds))
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `ItpoError(message)` unless `condition` holds."""
     if not condition:

@@ -181,20 +181,3 @@ class CachedGenerator:
         self.cache.batch_select_indices(index)
         self.mask = self.mask[index]
         return index
-
-
-class ReprefillGenerator:
-    """The slow oracle: forgets the cache after every turn and reads each dialogue from the start."""
-
-    def __init__(self, model: PreTrainedModel, stop_ids: frozenset[int], temperature: float = 1.0):
-        self.model, self.stop_ids, self.temperature = model, stop_ids, temperature
-        self.contexts: dict[int, list[int]] = {}
-
-    def generate(self, rows: list[int], new_ids: list[list[int]], uniforms: Tensor) -> list[SampledTurn]:
-        for row, ids in zip(rows, new_ids, strict=True):
-            self.contexts[row] = self.contexts.get(row, []) + ids
-        fresh = CachedGenerator(self.model, self.stop_ids, self.temperature)
-        turns = fresh.generate(rows, [self.contexts[row] for row in rows], uniforms)
-        for row, turn in zip(rows, turns, strict=True):
-            self.contexts[row] += turn.ids
-        return turns

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .dialogue import Dialogue
-from .errors import DialogueFailed, ItpoError, require, unknown_name
+from .dialogue import Dialogue, said_by
+from .errors import DialogueFailed, ItpoError, require, type_names, unknown_name
 from .tasks.base import Goal, Reply, Task
 
 if TYPE_CHECKING:
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .chat import ChatFormat
 
 ROLES = ("assistant", "user")
-SAVED = {
-    **{"task": str, "scale": str, "goal": int, "split": str, "seed": int, "role": str, "messages": list},
-    **{"ended": str, "failure": str | None, "outcome": int | float | None, "sampled": dict | None},
-}
+NONE = type(None)
+SAVED: dict[str, tuple[type, ...]] = {
+    "task": (str,), "scale": (str,), "goal": (int,), "split": (str,), "seed": (int,), "role": (str,),
+    "messages": (list,), "ended": (str,), "failure": (str, NONE), "outcome": (int, float, NONE), "sampled": (dict, NONE),
+}  # fmt: skip
 
 
 class HumanSession:
@@ -64,7 +65,7 @@ class HumanSession:
     @property
     def n_turns(self) -> int:
         """Assistant turns so far."""
-        return sum(message["role"] == "assistant" for message in self.messages)
+        return len(said_by("assistant", self.messages))
 
     def say(self, text: str) -> Reply:
         """The person's words; returns what the other side says to them. `done` means that the dialogue is over."""
@@ -108,11 +109,12 @@ class HumanSession:
 
     def save(self, path: Path | str) -> None:
         """Write the session as JSON."""
-        values = (
-            *(self.task.name, self.task.scale, self.goal.index, self.goal.split, self.seed, self.role, self.messages),
-            *(self.ended, self.failure, self.outcome, self.sampled.to_dict() if self.sampled else None),
-        )
-        Path(path).write_text(json.dumps(dict(zip(SAVED, values, strict=True)), indent=1) + "\n")
+        saved = {
+            "task": self.task.name, "scale": self.task.scale, "goal": self.goal.index, "split": self.goal.split,
+            "seed": self.seed, "role": self.role, "messages": self.messages, "ended": self.ended,
+            "failure": self.failure, "outcome": self.outcome, "sampled": self.sampled and self.sampled.to_dict(),
+        }  # fmt: skip
+        Path(path).write_text(json.dumps(saved, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path | str, task: Task) -> HumanSession:
@@ -121,10 +123,11 @@ class HumanSession:
             data = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
             raise ItpoError(f"{path} is no saved session: {error}") from error
-        for name, kind in SAVED.items():
+        for name, kinds in SAVED.items():
             held = isinstance(data, dict) and name in data
             require(held, f"{path} is no saved session: it lacks {name!r}")
-            require(isinstance(data[name], kind), f"{path}, {name!r}: expected {kind}, got {data[name]!r:.60}")
+            fits = isinstance(data[name], kinds)
+            require(fits, f"{path}, {name!r}: expected {type_names(kinds)}, got {data[name]!r:.60}")
         if data["role"] not in ROLES:
             raise unknown_name("role", data["role"], ROLES)
         for message in data["messages"]:

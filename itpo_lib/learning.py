@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import advantages as adv
 from .credit import GIVES_SHARES, Credit, CreditInputs, assign_credit, unit_lengths, unit_sums
-from .errors import ItpoError
+from .errors import ItpoError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class LearningRule:
     gamma: float = 1.0
     gae_lambda: float = 0.95
     length_penalty: float = 0.0
-    whiten: bool = True
+    whiten_advantages: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,11 @@ class Experience:
 def credit_of(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0) -> Credit:
     """Credit with failed dialogues masked out and the price of length and KL charged to each unit."""
     outcomes = torch.where(exp.valid, exp.outcomes, 0.0)
-    credit = assign_credit(
-        rule.credit,
-        CreditInputs(
-            outcomes,
-            exp.turn_ids,
-            n_turns,
-            exp.token_rewards,
-            rule.credit_temperature,
-            rule.softmax_mode,
-            seed,
-            exp.turn_values,
-            exp.turn_weights,
-        ),
-    )
+    evidence = CreditInputs(
+        outcomes, exp.turn_ids, n_turns, exp.token_rewards, rule.credit_temperature, rule.softmax_mode, seed,
+        turn_values=exp.turn_values, turn_weights=exp.turn_weights,
+    )  # fmt: skip
+    credit = assign_credit(rule.credit, evidence)
     n_units = credit.mask.shape[1]
     prices = rule.length_penalty * unit_lengths(credit.unit_ids, n_units)
     if exp.penalties is not None:
@@ -129,5 +120,5 @@ def token_advantages(
         units = adv.rloo(credit, scores_of(rule, exp), group_size, rule.baseline, gamma)
         tokens = adv.spread_to_tokens(units, credit.unit_ids)
     else:
-        raise adv.unknown_name("estimator", rule.estimator, adv.ESTIMATORS)
-    return (adv.whiten(tokens, mask) if rule.whiten else tokens * mask), targets
+        raise unknown_name("estimator", rule.estimator, adv.ESTIMATORS)
+    return (adv.whiten(tokens, mask) if rule.whiten_advantages else tokens * mask), targets

@@ -89,9 +89,10 @@ def load_policy(
     local folder, or a model on the Hugging Face hub. Weights load from safetensors only, never with
     remote code.
     """
-    path = {"tiny": lambda: shipped_checkpoint(task, difficulty), "smollm2": smollm2_folder}.get(
-        name, lambda: Path(name)
-    )()
+    if name == "tiny":
+        path = shipped_checkpoint(task, difficulty)
+    else:
+        path = smollm2_folder() if name == "smollm2" else Path(name)
     if path.exists():
         check_checkpoint(path)
     try:

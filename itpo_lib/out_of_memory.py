@@ -38,7 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_advice(doing: str, args: ITPOConfig, adapters: bool, checkpointed: bool = True) -> Iterator[None]:
+def memory_advice(doing: str, args: ITPOConfig, adapters: bool) -> Iterator[None]:
     """Turn a failed allocation into an `ItpoError` that says what to change; other errors pass."""
     try:
         yield
@@ -47,9 +47,9 @@ def memory_advice(doing: str, args: ITPOConfig, adapters: bool, checkpointed: bo
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)
         knobs = "; ".join(f"({i}) {knob}" for i, knob in enumerate(advice(doing, args, adapters), 1))
-        resume = " A run that has checkpoints goes on with --resume." if checkpointed else ""
         raise ItpoError(
-            f"out of memory during {doing} ({first}). What helps, cheapest first: {knobs}.{resume}"
+            f"out of memory during {doing} ({first}). What helps, cheapest first: {knobs}. A run that has checkpoints "
+            "goes on with --resume."
         ) from error
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLE: dict[Any, Any] = {
@@ -33,8 +32,6 @@ def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
 
 def learning_curves(metrics: Sequence[dict[str, Any]], ceiling: float | None = None) -> Figure:
     """Success, turns and entropy over the steps of one run; dots are batches, lines their trailing mean."""
-    import matplotlib.pyplot as plt
-
     panels = (("success", "success rate"), ("turns", "assistant turns"), ("entropy", "entropy (nats per token)"))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, layout="constrained")
@@ -56,8 +53,6 @@ def learning_curves(metrics: Sequence[dict[str, Any]], ceiling: float | None = N
 
 def station_map(stations: Sequence[tuple[str, str]], back: str = "") -> Figure:
     """Boxes in a row with arrows between them: (name, what leaves it) each; `back` labels the way round again."""
-    import matplotlib.pyplot as plt
-
     arrow = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.5}
     box = {"boxstyle": "round,pad=0.5", "facecolor": "white", "edgecolor": COLOURS[0], "linewidth": 2}
     with plt.rc_context(STYLE):
@@ -82,7 +77,5 @@ def station_map(stations: Sequence[tuple[str, str]], back: str = "") -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG and close the figure."""
-    import matplotlib.pyplot as plt
-
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .adapters import active, add_role, full_copy, has_adapters, trainable
+from .adapters import active, beside, trainable
 from .dialogue import DialogueBatch
 from .errors import require
 from .logprobs import micro_batches, token_logprobs
@@ -94,10 +94,7 @@ class ImplicitPRM:
     @classmethod
     def beside(cls, policy: PreTrainedModel, **settings) -> ImplicitPRM:
         """A PRM that starts from the policy's weights: a full copy, or an adapter on the same base."""
-        if has_adapters(policy):
-            add_role(policy, "prm")
-            return cls(policy, **settings)
-        return cls(full_copy(policy), **settings)
+        return cls(beside(policy, "prm")[0], **settings)
 
     def logprobs(self, batch: DialogueBatch) -> Tensor:
         """log π_φ of the assistant tokens, (B, T), without gradients."""

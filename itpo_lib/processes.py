@@ -1,13 +1,11 @@
-"""Several processes: which ways of sharing the work are supported, and resuming with another number of them."""
+"""Several processes: which ways of sharing the work are supported."""
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .errors import ItpoError, require
+from .errors import require
 
 if TYPE_CHECKING:
     from .config import ITPOConfig
@@ -37,47 +35,4 @@ def check_replay(args: ITPOConfig) -> None:
     require(
         args.world_size == 1 or not args.prm_replay,
         f"prm_replay={args.prm_replay} works in one process, here are {args.world_size}; set prm_replay=0",
-    )
-
-
-def checkpoint_note(args: ITPOConfig, step: int) -> dict[str, Any]:
-    """What a checkpoint says of the processes that made it."""
-    note = {"step": step, "processes": args.world_size, "dialogues": dialogues_per_step(args)}
-    return note if args.deepspeed_plugin is None else {**note, "deepspeed": True}
-
-
-def dialogues_per_step(args: ITPOConfig) -> int:
-    """Dialogues of one optimizer step, all processes together."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def check_resumable(note: Path, args: ITPOConfig) -> None:
-    """Refuse to go on with other batches than the run began with: goals would be skipped or come twice."""
-    try:
-        made = json.loads(note.read_text()) if note.exists() else {}
-    except ValueError as error:
-        raise ItpoError(f"corrupt checkpoint: {note} is not JSON ({error})") from error
-    if made:
-        check_optimizer_parts(made, note.parent.name, args)
-    before, now = made.get("dialogues", dialogues_per_step(args)), dialogues_per_step(args)
-    per_row = args.gradient_accumulation_steps * args.world_size
-    wanted = f"per_device_train_batch_size={before // per_row}" if before % per_row == 0 else "other batch sizes"
-    require(
-        before == now,
-        f"{note.parent.name} was made by {made.get('processes')} process(es) with {before} dialogues a step; here "
-        f"{args.world_size} process(es) would make it {now}. Resume with --set {wanted}",
-    )
-
-
-def check_optimizer_parts(made: dict[str, Any], checkpoint: str, args: ITPOConfig) -> None:
-    """Refuse to go on without the optimizer's state: one that DeepSpeed left in parts would be silently begun anew."""
-    parts = made["processes"] if made.get("deepspeed") else None
-    here = None if args.deepspeed_plugin is None else args.world_size
-    by = "without DeepSpeed" if parts is None else f"by {parts} DeepSpeed process(es)"
-    wanted = "recipes/accelerate/ddp.yaml or one process"
-    if parts is not None:
-        wanted = f"recipes/accelerate/zero2.yaml and --num_processes {parts}"
-    require(
-        parts == here,
-        f"{checkpoint} was made {by}, and the optimizer's state in it cannot be read otherwise. Resume with {wanted}",
     )

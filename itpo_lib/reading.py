@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import fill
-from typing import TYPE_CHECKING
 
-from .dialogue import Dialogue, Message
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from .dialogue import Dialogue, Message, said_by
 from .errors import require
+from .plots import COLOURS, STYLE
 from .tasks.slot_task import SlotTask
 from .tasks.slots import asked_slot
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ENDINGS = ("informed, right", "informed, wrong", "misled", "lucky guess", "wrong guess", "no answer")
 TURNS = ("told a fact", "told it wrong", "asked again", "user vague", "beside the point", "answered")
@@ -44,7 +44,7 @@ def ending(task: SlotTask, dialogue: Dialogue) -> str:
     """One of `ENDINGS`. Right is what reaches the task's threshold; a guess is an answer with facts missing."""
     require(dialogue.outcome is not None, f"goal {dialogue.goal_index}: a failed dialogue has no ending to name")
     goal, known = task.goal(dialogue.goal_index, dialogue.split), known_facts(task, dialogue)
-    said = next(m["content"] for m in reversed(dialogue.messages) if m["role"] == "assistant")
+    said = said_by("assistant", dialogue.messages)[-1]
     right = float(dialogue.outcome or 0.0) >= task.success_threshold
     if task.done_word not in said.split():
         return "no answer"
@@ -84,7 +84,7 @@ def own_wording(task: SlotTask, dialogue: Dialogue) -> list[bool]:
     """For each question: is its wording none that this world's scripts would use? A policy's language may drift."""
     goal = task.goal(dialogue.goal_index, dialogue.split)
     known = {wording for wordings in task.phrases(goal).values() for wording in wordings}
-    said = [m["content"] for m in dialogue.messages if m["role"] == "assistant"]
+    said = said_by("assistant", dialogue.messages)
     return [text not in known for text in said if task.done_word not in text.split()]
 
 
@@ -100,10 +100,6 @@ def transcript(messages: Sequence[Message], beside: Sequence[str] = (), width: i
 
 def endings_figure(task: SlotTask, sets: Mapping[str, Sequence[Dialogue]]) -> Figure:
     """How the dialogues of each set ended: one bar of shares per set, every share above 3% with its number."""
-    import matplotlib.pyplot as plt
-
-    from .plots import COLOURS, STYLE
-
     with plt.rc_context({**STYLE, "figure.figsize": (9, 1.2 + 0.55 * len(sets)), "axes.grid": False}):
         figure, axis = plt.subplots(layout="constrained")
         for place, dialogues in enumerate(sets.values()):

@@ -7,10 +7,7 @@ Tables: [run] fields of `RunSettings`, [options] fields of `ITPOConfig`, [task_o
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,35 +165,11 @@ def check_keys(name: str, table: str, found: Iterable[str], known: Iterable[str]
             raise unknown_name(f"key in {name}{f' [{table}]' if table else ''}", key, known)
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Refuse fields that `ITPOConfig` lacks and values of the wrong type, before anything is loaded."""
-    from .config import ITPOConfig  # imports TRL, which takes seconds
-
-    hints = typing.get_type_hints(ITPOConfig)
-    for key, value in options.items():
-        close = difflib.get_close_matches(key, ITPOConfig.__dataclass_fields__, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; `itpo train --help` lists the common ones"
-        require(key in ITPOConfig.__dataclass_fields__, f"ITPOConfig has no field {key!r}{hint}")
-        kinds = simple_kinds(hints[key])
-        fits = not kinds or type(value) in kinds or (type(value) is int and float in kinds)
-        wanted = " or ".join(sorted(kind.__name__ for kind in kinds))
-        require(fits, f"{key} must be {wanted}, got {value!r} ({type(value).__name__})")
-
-
-def simple_kinds(hint: Any) -> set[type]:
-    """The plain types of an annotation; empty where it holds anything else, which is then not checked."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    kinds = set(parts)
-    return kinds if kinds <= {int, float, bool, str, type(None)} else set()
-
-
 def settings_of(source: str, given: dict[str, Any], options: dict[str, Any]) -> RunSettings:
     """A recipe's settings under what was typed on the command line: fields of `RunSettings`, and `options`."""
     recipe, given = load_recipe(source, given.get("task")), dict(given)
-    settings = dataclasses.replace(
+    return dataclasses.replace(
         recipe.settings,
         **{**given, "task_options": {**recipe.settings.task_options, **given.get("task_options", {})}},
         options={**recipe.settings.options, **options},
     )
-    check_options(settings.options)
-    return settings

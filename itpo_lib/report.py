@@ -49,13 +49,13 @@ def write_report(result: RunResult, seconds: float) -> Path:
     return path
 
 
-def dialogue_pairs(result: RunResult, n: int = 3) -> list[dict[str, Any]]:
-    """`n` validation goals, played before and after; first those on which training made a difference."""
+def dialogue_pairs(result: RunResult) -> list[dict[str, Any]]:
+    """Three validation goals, played before and after; first those on which training made a difference."""
     assert result.after is not None
     pairs = []
     played = list(zip(result.before["dialogues"], result.after["dialogues"], strict=False))
     played.sort(key=lambda pair: (pair[0]["outcome"] or 0) >= (pair[1]["outcome"] or 0))  # stable
-    for before, after in played[:n]:
+    for before, after in played[:3]:
         goal = result.trainer.task.goal(after["goal_index"], after["split"])
         sides = [describe(result, Dialogue.from_dict(data)) for data in (before, after)]
         pairs.append({"goal": goal, "sides": list(zip(("before training", "after training"), sides, strict=True))})

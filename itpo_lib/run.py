@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import ItpoError, require
+from .errors import ItpoError, require, unknown_name
 from .presets import ADAPTERS, EVAL_DIALOGUES, PRESETS
-from .processes import check_resumable
 from .tasks import Task, ceiling, get_task
 
 if TYPE_CHECKING:
@@ -89,18 +88,18 @@ def quiet_libraries() -> None:
 
 def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = ()) -> ITPOTrainer:
     """The trainer of a run; every setting is checked before any work starts."""
-    require(settings.scale in PRESETS, f"unknown scale {settings.scale!r}: choose one of {', '.join(PRESETS)}")
+    if settings.scale not in PRESETS:
+        raise unknown_name("scale", settings.scale, PRESETS)
     if settings.threads or settings.scale == "tiny":
         torch.set_num_threads(settings.threads or 1)
     quiet_libraries()
-    from .config import ITPOConfig  # imports TRL, which takes seconds
+    from .config import ITPOConfig, check_options  # imports TRL, which takes seconds
     from .models import load_policy
     from .trainer import ITPOTrainer
 
     task = get_task(settings.task, settings.scale, **settings.task_options)
     fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 20, **settings.options}
-    unknown = set(fields) - set(ITPOConfig.__dataclass_fields__)
-    require(not unknown, f"ITPOConfig has no field {sorted(unknown)}; `itpo train --help` lists the common ones")
+    check_options(fields)
     try:
         args = ITPOConfig(
             output_dir=settings.out,
@@ -134,7 +133,7 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     the policy. `resume` continues from the newest complete checkpoint, exactly.
     """
     from .callbacks import GracefulStop, MetricsFile, ProgressBar
-    from .trainer import COMPLETE, latest_checkpoint
+    from .resuming import COMPLETE, check_resumable, latest_checkpoint
 
     out = Path(settings.out)
     metrics = out / "metrics.jsonl"
@@ -165,31 +164,32 @@ def task_ceiling(task: Task) -> float | None:
     return ceiling(task, n=500)
 
 
-def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer) -> dict[str, Any]:
-    """The starting policy's evaluation, made once per run and kept for resumed ones."""
+def measure(settings: RunSettings, trainer: ITPOTrainer) -> dict[str, Any]:
+    """The evaluation of the policy as it stands, and some of its dialogues."""
     from .evaluate import evaluate
 
+    policy = trainer.accelerator.unwrap_model(trainer.model).eval()
+    summary, dialogues = evaluate(policy, trainer.chat, trainer.task, settings.n_eval)
+    return {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}
+
+
+def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer) -> dict[str, Any]:
+    """The starting policy's evaluation, made once per run and kept for resumed ones."""
     path = Path(settings.out) / "before.json"
     if not path.exists():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        summary, dialogues = evaluate(model, trainer.chat, trainer.task, settings.n_eval)
-        path.write_text(json.dumps({"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}))
+        path.write_text(json.dumps(measure(settings, trainer)))
     return json.loads(path.read_text())
 
 
 def finish(result: RunResult, seconds: float) -> None:
     """Evaluate the trained policy and write everything that a reader of the run wants."""
     from .callbacks import read_metrics
-    from .evaluate import evaluate
     from .out_of_memory import peak_gib
     from .plots import learning_curves, save_figure
     from .report import write_report
 
     trainer, out = result.trainer, Path(result.settings.out)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model.eval()
-    summary, dialogues = evaluate(model, trainer.chat, trainer.task, result.settings.n_eval)
-    result.after = {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}
+    result.after = measure(result.settings, trainer)
     evaluation = {"before": result.before["summary"], "after": result.after["summary"], "ceiling": result.ceiling}
     used = {
         "seconds": round(seconds, 1),

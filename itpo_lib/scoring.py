@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from .chat import ChatFormat
 from .credit import softmax_shares, unit_lengths, unit_sums
-from .dialogue import Dialogue, collate
+from .dialogue import Dialogue, collate, said_by
 from .logprobs import token_logprobs
 from .prm import ImplicitPRM, reference
 
@@ -40,6 +40,6 @@ def score_turns(
     shares = softmax_shares(sums, unit_lengths(batch.turn_ids, n_turns) > 0, temperature)
     scored = []
     for dialogue, row_sums, row_shares in zip(dialogues, sums.tolist(), shares.tolist(), strict=True):
-        texts = [m["content"] for m in dialogue.messages if m["role"] == "assistant"]
+        texts = said_by("assistant", dialogue.messages)
         scored.append([ScoredTurn(t, s, w) for t, s, w in zip(texts, row_sums, row_shares, strict=False)])
     return scored

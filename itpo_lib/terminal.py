@@ -114,10 +114,8 @@ def show_doctor(machine: Machine, versions: dict[str, str], verdicts: Sequence[V
 
 def duration(minutes: float) -> str:
     """Minutes in the unit that reads best."""
-    return (
-        f"{minutes:.1f} min"
-        if minutes < 120
-        else f"{minutes / 60:.1f} h"
-        if minutes < 2880
-        else f"{minutes / 1440:.1f} days"
-    )
+    if minutes < 2 * 60:
+        return f"{minutes:.1f} min"
+    if minutes < 2 * 24 * 60:
+        return f"{minutes / 60:.1f} h"
+    return f"{minutes / (24 * 60):.1f} days"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,9 @@ from .logprobs import loss_logprobs, token_logprobs
 from .models import check_policy
 from .out_of_memory import PLAYING, SCORING, TRAINING, memory_advice
 from .prm import reference
-from .processes import check_processes, check_resumable
+from .processes import check_processes
 from .replay import Judged, Replay
-from .resuming import COMPLETE, check_save_steps, complete_checkpoint, latest_checkpoint
+from .resuming import COMPLETE, check_resumable, check_save_steps, complete_checkpoint
 from .rollout import Episode, play
 from .sidecar import Sidecar
 from .tasks.base import Task
@@ -44,8 +44,6 @@ from .trl_rows import check_dataset, check_failures, goal_dataset, outcome_rewar
 from .true_credit import true_values
 from .turn_judge import TurnJudge, weigh_turns
 from .vllm_generation import VLLMBackend
-
-__all__ = ["COMPLETE", "ITPOTrainer", "goal_dataset", "latest_checkpoint", "outcome_reward"]
 
 BIG_VOCABULARY = 4096  # above it TRL's LM head costs too much on a CPU
 ORDERLESS_LOSSES = ("dapo", "grpo", "dr_grpo", "cispo")  # no normalising within a slice
@@ -127,8 +125,7 @@ class ITPOTrainer(GRPOTrainer):
 
     def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout_func: play the dialogues of the batch at hand."""
-        began = time.perf_counter()
-        with self._playing() as policy, self._memory_advice(PLAYING):
+        with self._timed("rollout"), self._playing() as policy, self._memory_advice(PLAYING):
             self.dialogues = play(
                 policy,
                 self.chat,
@@ -140,7 +137,6 @@ class ITPOTrainer(GRPOTrainer):
             )
             if self.vllm is not None:
                 self.vllm.finish()
-        self._log("time/rollout", time.perf_counter() - began)
         return rollout_columns(self.dialogues)
 
     def _playing(self) -> AbstractContextManager[PreTrainedModel]:
@@ -187,7 +183,7 @@ class ITPOTrainer(GRPOTrainer):
         self.beta, self._scoring = 0.0, True
         try:
             output = super()._generate_and_score_completions(inputs)
-            self._log("failed", sum(bool(d.failure) for d in self.dialogues) / len(self.dialogues))
+            self._log({"failed": sum(bool(d.failure) for d in self.dialogues) / len(self.dialogues)})
             check_failures(self.dialogues, self.args.max_failed_share)
         except ItpoError as error:
             self._save_before_raising(error)
@@ -215,13 +211,11 @@ class ITPOTrainer(GRPOTrainer):
             [float("nan") if d.outcome is None else d.outcome for d in self.dialogues], device=device
         )
         turn_weights, valid = self._turn_weights(~outcomes.isnan())
-        began = time.perf_counter()
-        with reference(policy, self.frozen) as ref:
+        with self._timed("reference"), reference(policy, self.frozen) as ref:
             ref_logprobs = token_logprobs(ref, batch, self.temperature, self.args.micro_batch_size)
             plain = ref_logprobs  # the PRM compares models, not samplers: always at temperature 1
             if self.prm is not None and self.temperature != 1:
                 plain = token_logprobs(ref, batch, 1.0, self.args.micro_batch_size)
-        self._log("time/reference", time.perf_counter() - began)
         log_ratio = (batch.logprobs - ref_logprobs) * batch.assistant_mask
         fresh = Judged(batch, plain, outcomes, valid)
         token_rewards = self._token_rewards(fresh)
@@ -234,23 +228,23 @@ class ITPOTrainer(GRPOTrainer):
             turn_ids=self._gather(batch.turn_ids),
             token_rewards=self._gather(token_rewards),
             penalties=self._gather(self.kl_coef * log_ratio) if in_reward else None,
-            values=None if values is None else self._gather(values),
-            turn_values=None if turn_values is None else self._gather(turn_values),
-            turn_weights=None if turn_weights is None else self._gather(turn_weights),
+            values=self._gather(values),
+            turn_values=self._gather(turn_values),
+            turn_weights=self._gather(turn_weights),
         )
         self.experience, self._credit_seed = everything, self._step_seed
         advantages, targets = token_advantages(
             self.args.rule, everything, self.args.num_generations, self.task.limits.max_turns, seed=self._credit_seed
         )
-        rows = slice(self.accelerator.process_index * len(batch), (self.accelerator.process_index + 1) * len(batch))
-        width = batch.turn_ids.shape[1]
+        first, width = self.accelerator.process_index * len(batch), batch.turn_ids.shape[1]
+        rows = slice(first, first + len(batch))
         if self.critic is not None and values is not None and targets is not None:
             with torch.enable_grad():
                 loss = self.critic.update(batch, values, targets[rows, :width], valid)
-            self._log("critic/loss", loss)
-        self._log_all(outcome_metrics(everything, self.task.success_threshold, self.args.length_penalty))
-        self._log_all(speech_metrics(self.dialogues))
-        self._log_all(policy_metrics(policy, batch, log_ratio, self.temperature))
+            self._log({"critic/loss": loss})
+        self._log(outcome_metrics(everything, self.task.success_threshold, self.args.length_penalty))
+        self._log(speech_metrics(self.dialogues))
+        self._log(policy_metrics(policy, batch, log_ratio, self.temperature))
         return advantages[rows, :width], ref_logprobs
 
     def turn_credit(self) -> Tensor:
@@ -268,9 +262,9 @@ class ITPOTrainer(GRPOTrainer):
         """The PRM's token rewards (B, T); 0 without a PRM."""
         if self.prm is None:
             return torch.zeros_like(fresh.ref_logprobs)
-        began = time.perf_counter()
-        rewards, metrics = prm_lesson(self.prm, self.replay, fresh, self.args.prm_order, self._step_seed)
-        self._log_all({**metrics, "time/prm": time.perf_counter() - began})
+        with self._timed("prm"):
+            rewards, metrics = prm_lesson(self.prm, self.replay, fresh, self.args.prm_order, self._step_seed)
+        self._log(metrics)
         return rewards
 
     def _turn_weights(self, valid: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -278,29 +272,27 @@ class ITPOTrainer(GRPOTrainer):
         if self.args.credit != "judge":
             return None, valid
         weights, judged = weigh_turns(self.judge, self.task, self.dialogues)
-        self._log("judge/failed", float((~judged).float().mean()))
+        self._log({"judge/failed": float((~judged).float().mean())})
         return weights.to(valid.device), valid & judged.to(valid.device)
 
     def _turn_values(self, fresh: Judged) -> Tensor | None:
         """What the dialogue was worth before each turn, (B, K): by the value model, or the truth (oracle)."""
-        began = time.perf_counter()
         if self.value_model is not None:
             values, metrics = value_lesson(self.value_model, fresh, self.task.limits.max_turns)
-            self._log_all(metrics)
+            self._log(metrics)
             return values
         if self.args.credit != "oracle":
             return None
         m, seed = self.args.oracle_samples, self._step_seed
-        with self._playing() as policy:
+        with self._timed("oracle"), self._playing() as policy:
             truth = true_values(
                 policy, self.chat, self.task, self.dialogues, m, temperature=self.temperature, seed=seed
             )
-        self._log("time/oracle", time.perf_counter() - began)
         return truth.values[:, :-1].to(fresh.outcomes.device, fresh.outcomes.dtype)
 
-    def _gather(self, rows: Tensor) -> Tensor:
-        """All processes' rows, right-padded with 0 to the longest, (B_all, T_all)."""
-        return self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1))
+    def _gather(self, rows: Tensor | None) -> Any:
+        """All processes' rows, right-padded with 0 to the longest, (B_all, T_all); None stays None."""
+        return None if rows is None else self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1))
 
     # -- failures --------------------------------------------------------------------------------
 
@@ -322,12 +314,16 @@ class ITPOTrainer(GRPOTrainer):
 
     # -- metrics ---------------------------------------------------------------------------------
 
-    def _log(self, name: str, value: float) -> None:
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def _log_all(self, metrics: dict[str, float]) -> None:
+    def _log(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
-            self._log(name, value)
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Log the seconds of what is inside as `time/name`."""
+        began = time.perf_counter()
+        yield
+        self._log({f"time/{name}": time.perf_counter() - began})
 
     # -- checkpoints -----------------------------------------------------------------------------
 

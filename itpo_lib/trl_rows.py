@@ -12,12 +12,12 @@ from .errors import require
 from .tasks.base import Task
 
 
-def goal_dataset(task: Task, n: int, split: str = "train") -> Dataset:
-    """`n` goals of a task as the rows that the trainer draws from."""
-    size = task.size(split)
+def goal_dataset(task: Task, n: int) -> Dataset:
+    """`n` training goals of a task as the rows that the trainer draws from."""
+    size = task.size("train")
     n = n if size is None else min(n, size)
-    require(n > 0, f"task {task.name!r} ({task.scale}) has no goals in split {split!r}: the dataset is empty")
-    goals = [task.goal(i, split) for i in range(n)]
+    require(n > 0, f"task {task.name!r} ({task.scale}) has no goals in split 'train': the dataset is empty")
+    goals = [task.goal(i, "train") for i in range(n)]
     return Dataset.from_list([{"prompt": task.opening_messages(g), "goal_index": g.index} for g in goals])
 
 

@@ -105,11 +105,12 @@ class Boundary:
 
 def cut(dialogue: Dialogue, turns: int) -> Dialogue:
     """A copy of a dialogue up to the user's reply to its first `turns` turns."""
-    assistant = [i for i, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
+    starts = [i for i, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
+    starts.append(len(dialogue.messages))
     end = dialogue.turn_ids.index(turns + 1) if turns + 1 in dialogue.turn_ids else len(dialogue.turn_ids)
     return replace(
         dialogue,
-        messages=dialogue.messages[: [*assistant, len(dialogue.messages)][turns]],
+        messages=dialogue.messages[: starts[turns]],
         completion_ids=dialogue.completion_ids[:end],
         turn_ids=dialogue.turn_ids[:end],
         logprobs=dialogue.logprobs[:end],

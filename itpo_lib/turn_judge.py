@@ -25,13 +25,19 @@ class TurnJudge(Protocol):
         """One number >= 0 for each assistant turn, not all 0."""
 
 
+def start_weighing(judge: TurnJudge, goal: Goal, messages: Sequence[Message]) -> Callable[[], list[float]]:
+    """How to fetch the judge's weights; one that can begins with them now."""
+    if hasattr(judge, "start_turn_weights"):
+        return judge.start_turn_weights(goal, messages)
+    return partial(judge.turn_weights, goal, messages)
+
+
 def weigh_turns(judge: TurnJudge, task: Task, dialogues: Sequence[Dialogue]) -> tuple[Tensor, Tensor]:
     """The judge's weight of each turn, (B, K), and which dialogues it could judge, (B,) bool."""
     weights = torch.zeros(len(dialogues), task.limits.max_turns)
     judged = torch.zeros(len(dialogues), dtype=torch.bool)
     finished = [(row, d) for row, d in enumerate(dialogues) if d.failure is None]
-    start: Callable = getattr(judge, "start_turn_weights", partial(partial, judge.turn_weights))
-    pending = [start(task.goal(d.goal_index, d.split), d.messages) for _, d in finished]
+    pending = [start_weighing(judge, task.goal(d.goal_index, d.split), d.messages) for _, d in finished]
     for (row, dialogue), fetch in zip(finished, pending, strict=True):
         try:
             given = fetch()

@@ -8,7 +8,8 @@ GPU nobody has run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,19 @@ class Engine(Protocol):
 
     def generate(self, prompts: list[list[int]], images: None, num_generations: int) -> tuple:
         """Token ids in; (prompt ids, completion ids, log-probs of each token's candidates, their ids) out."""
+
+
+@contextmanager
+def changed(thing: Any, **values: Any) -> Iterator[None]:
+    """Attributes of `thing` with other values, for a while."""
+    before = {name: getattr(thing, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(thing, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(thing, name, value)
 
 
 class VLLMGenerator:
@@ -71,17 +85,11 @@ class VLLMGenerator:
     def _ask(self, prompts: list[list[int]], width: int) -> list[SampledTurn]:
         """The engine's turns for `prompts`, among fillers that make the call `width` rows wide."""
         filler = prompts[0] if prompts else [min(self.stop_ids)]
-        engine, settings = self.engine, {**self.engine.generation_kwargs, "stop_token_ids": sorted(self.stop_ids)}
-        before = engine.temperature, engine.max_completion_length, engine.generation_kwargs
-        engine.temperature, engine.max_completion_length, engine.generation_kwargs = (
-            self.temperature,
-            self.budget,
-            settings,
-        )
-        try:
-            _, ids, logprobs, _ = engine.generate(prompts + [filler] * (width - len(prompts)), None, num_generations=1)
-        finally:
-            engine.temperature, engine.max_completion_length, engine.generation_kwargs = before
+        wide = prompts + [filler] * (width - len(prompts))
+        settings = {**self.engine.generation_kwargs, "stop_token_ids": sorted(self.stop_ids)}
+        own = {"temperature": self.temperature, "max_completion_length": self.budget, "generation_kwargs": settings}
+        with changed(self.engine, **own):
+            _, ids, logprobs, _ = self.engine.generate(wide, None, num_generations=1)
         return [self._turn(list(ids[i]), logprobs[i]) for i in range(len(prompts))]
 
     def _turn(self, ids: list[int], candidates: list[list[float | None]]) -> SampledTurn:

@@ -13,11 +13,14 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
 
 from .callbacks import ProgressBar
 from .chat import ChatFormat
@@ -26,11 +29,9 @@ from .errors import ItpoError, require
 from .evaluate import Evaluation, evaluate
 from .logprobs import backbone, lm_logits
 from .models import load_policy
+from .run import quiet_libraries
 from .tasks import Task, get_task, play_scripted
 from .warmstart import save_policy
-
-if TYPE_CHECKING:
-    from trl import SFTTrainer
 
 MICRO_BATCH = 8  # dialogues of one pass: more cost memory and gain no speed
 IGNORED = -100  # the label of a token that the loss leaves out, in PyTorch and TRL alike
@@ -120,15 +121,6 @@ def fast_bf16(device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-class LossBar(ProgressBar):
-    """A progress bar with the loss of the newest batch."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}"}, refresh=False)
-            self.bar.update(state.global_step - self.bar.n)
-
-
 def choose_layers(model: PreTrainedModel, layers: int | None) -> None:
     """Let the uppermost `layers` learn (and the last norm), or all weights. The backward pass ends where learning ends."""
     model.requires_grad_(layers is None)
@@ -142,25 +134,22 @@ def choose_layers(model: PreTrainedModel, layers: int | None) -> None:
                 part.requires_grad_(True)
 
 
-def light_head(trainer_class: type[SFTTrainer]) -> type[SFTTrainer]:
+class LightHeadSFT(SFTTrainer):
     """TRL's trainer with the same loss through our own LM head, for one process on a CPU.
 
     TRL's fused head is made for GPUs. On a CPU it takes more time than the rest of the model.
     """
 
-    class LightHeadSFT(trainer_class):  # type: ignore[misc, valid-type]
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            """Mean negative log-likelihood of the labelled tokens."""
-            policy, labels = self.accelerator.unwrap_model(model), inputs["labels"][:, 1:]
-            with self.accelerator.autocast():
-                states = backbone(policy)(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-                ).last_hidden_state[:, :-1]
-                logits = lm_logits(policy, states[labels != IGNORED])  # (N, V), N labelled tokens
-            loss = torch.nn.functional.cross_entropy(logits, labels[labels != IGNORED], reduction="sum")
-            return loss / (num_items_in_batch or len(logits))
-
-    return LightHeadSFT
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean negative log-likelihood of the labelled tokens."""
+        policy, labels = self.accelerator.unwrap_model(model), inputs["labels"][:, 1:]
+        with self.accelerator.autocast():
+            states = backbone(policy)(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            ).last_hidden_state[:, :-1]
+            logits = lm_logits(policy, states[labels != IGNORED])  # (N, V), N labelled tokens
+        loss = torch.nn.functional.cross_entropy(logits, labels[labels != IGNORED], reduction="sum")
+        return loss / (num_items_in_batch or len(logits))
 
 
 def sft_trainer(model: PreTrainedModel, chat: ChatFormat, settings: WarmStart, folder: str) -> SFTTrainer:
@@ -169,10 +158,6 @@ def sft_trainer(model: PreTrainedModel, chat: ChatFormat, settings: WarmStart, f
     Batches hold dialogues of like length. On a CPU the attention is the plain one: the backward pass of
     the fused kernel is slower there.
     """
-    from datasets import Dataset
-    from transformers.trainer_callback import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
     on_cpu = settings.device == "cpu" or not torch.cuda.is_available()
     micro = math.gcd(settings.batch_size, MICRO_BATCH)
     choose_layers(model, settings.layers)
@@ -201,8 +186,10 @@ def sft_trainer(model: PreTrainedModel, chat: ChatFormat, settings: WarmStart, f
         seed=settings.seed,
     )
     rows = Dataset.from_list([training_row(d) for d in scripted_dialogues(settings, chat)])
-    make = light_head(SFTTrainer) if on_cpu else SFTTrainer
-    trainer = make(model, args, train_dataset=rows, processing_class=chat.tokenizer, callbacks=[LossBar()])
+    make = LightHeadSFT if on_cpu else SFTTrainer
+    trainer = make(
+        model, args, train_dataset=rows, processing_class=chat.tokenizer, callbacks=[ProgressBar(loss=".3f")]
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -212,9 +199,6 @@ def imitate(settings: WarmStart, out: Path) -> dict[str, Any]:
 
     Short enough to be run again rather than resumed: `out` appears only when it is complete.
     """
-    from .config import ITPOConfig  # noqa: F401  # switches TRL's telemetry off before TRL is imported
-    from .run import quiet_libraries
-
     quiet_libraries()
     settings.world()  # as in `measure`
     model, chat = load_policy(settings.model, settings.task)
@@ -240,8 +224,6 @@ def imitate(settings: WarmStart, out: Path) -> dict[str, Any]:
 
 def warmstart_text(settings: WarmStart, out: Path) -> dict[str, Any]:
     """`imitate`, with evaluations before, after, and after with openings that hide nothing ("informed")."""
-    from .run import quiet_libraries
-
     quiet_libraries()
     before = measure(settings, settings.model)[0]
     report = imitate(settings, out)

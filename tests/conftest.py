@@ -17,11 +17,6 @@ settings.register_profile("itpo", max_examples=30, deadline=None, derandomize=Tr
 settings.load_profile("itpo")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Markers that the suite uses."""
-    config.addinivalue_line("markers", "slow: takes more than a few seconds; leave out with -m 'not slow'")
-
-
 @pytest.fixture(scope="session")
 def task():
     """Tiny math tutoring at normal difficulty."""

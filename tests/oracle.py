@@ -1,6 +1,7 @@
-"""The whole algorithm in one plain loop, without TRL: the oracle that `ITPOTrainer` is held against.
+"""The slow and plain: the whole algorithm in one loop, without TRL, and a generator without a cache.
 
-RLOO with Norm-ITPO credit, one optimizer step per batch, no KL. Everything is written out on purpose.
+The loop is what `ITPOTrainer` is held against: RLOO with Norm-ITPO credit, one optimizer step per batch, no KL.
+Everything is written out on purpose.
 """
 
 import copy
@@ -8,6 +9,7 @@ import copy
 import torch
 
 from itpo_lib.dialogue import collate
+from itpo_lib.generation import CachedGenerator
 from itpo_lib.rollout import Episode, play
 
 
@@ -70,3 +72,20 @@ def reference_run(model, chat, task, batches, *, seeds, group, beta, eta, prm_lr
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         yield advantages.detach(), loss.item()
+
+
+class ReprefillGenerator:
+    """The slow oracle: forgets the cache after every turn and reads each dialogue from the start."""
+
+    def __init__(self, model, stop_ids, temperature=1.0):
+        self.model, self.stop_ids, self.temperature = model, stop_ids, temperature
+        self.contexts = {}
+
+    def generate(self, rows, new_ids, uniforms):
+        for row, ids in zip(rows, new_ids, strict=True):
+            self.contexts[row] = self.contexts.get(row, []) + ids
+        fresh = CachedGenerator(self.model, self.stop_ids, self.temperature)
+        turns = fresh.generate(rows, [self.contexts[row] for row in rows], uniforms)
+        for row, turn in zip(rows, turns, strict=True):
+            self.contexts[row] += turn.ids
+        return turns

@@ -432,14 +432,14 @@ def test_length_and_kl_are_charged_to_the_turn_that_spends_them():
 
 
 def test_without_whitening_the_chain_is_the_estimator():
-    exp, rule = experience(), LearningRule("norm_itpo", "rloo", "outcome", whiten=False)
+    exp, rule = experience(), LearningRule("norm_itpo", "rloo", "outcome", whiten_advantages=False)
     credit = credit_of(rule, exp, 3)
     expected = spread_to_tokens(rloo(credit, exp.outcomes, G, "outcome"), exp.turn_ids)
     assert torch.equal(token_advantages(rule, exp, G, 3)[0], expected)
 
 
 def test_ppo_targets_are_advantage_plus_value():
-    exp, rule = experience(), LearningRule("trajectory", "ppo", "turn", gae_lambda=1.0, whiten=False)
+    exp, rule = experience(), LearningRule("trajectory", "ppo", "turn", gae_lambda=1.0, whiten_advantages=False)
     advantages, targets = token_advantages(rule, exp, G, 3)
     mask = exp.turn_ids > 0
     assert torch.allclose(targets[mask], exp.outcomes[:, None].expand_as(mask)[mask], atol=1e-5)
@@ -447,7 +447,7 @@ def test_ppo_targets_are_advantage_plus_value():
 
 
 def test_grpo_with_the_trajectory_share_gives_every_turn_the_normalised_outcome():
-    exp, rule = experience(), LearningRule("trajectory", "grpo", "outcome", whiten=False)
+    exp, rule = experience(), LearningRule("trajectory", "grpo", "outcome", whiten_advantages=False)
     advantages, _ = token_advantages(rule, exp, G, 3)
     for first in range(0, len(exp.outcomes), G):
         rows = [r for r in range(first, first + G) if exp.turn_ids[r].any()]
@@ -471,7 +471,7 @@ def test_grpo_shares_out_as_rloo_does_up_to_the_groups_scale(baseline):
 @pytest.mark.parametrize("estimator", ["rloo", "grpo"])
 def test_the_discount_reaches_the_sum_of_baseline_outcome(estimator):
     """A_k = edge · Σ_{j>=k} γ^{j-k} w_j, by hand on a dialogue of three turns."""
-    exp, rule = experience(), LearningRule("norm_itpo", estimator, "outcome", gamma=0.5, whiten=False)
+    exp, rule = experience(), LearningRule("norm_itpo", estimator, "outcome", gamma=0.5, whiten_advantages=False)
     found = token_advantages(rule, exp, G, 3)[0][3][exp.turn_ids[3] > 0]
     w = credit_of(rule, exp, 3).shares[3].tolist()
     ahead = [w[0] + 0.5 * w[1] + 0.25 * w[2], w[1] + 0.5 * w[2], w[2]]
@@ -481,7 +481,7 @@ def test_the_discount_reaches_the_sum_of_baseline_outcome(estimator):
 
 @pytest.mark.parametrize("baseline", ["outcome", "credit_weighted", "signed"])
 def test_grpo_normalises_the_score_with_its_prices(baseline):
-    exp, rule = experience(), LearningRule("norm_itpo", "grpo", baseline, length_penalty=0.1, whiten=False)
+    exp, rule = experience(), LearningRule("norm_itpo", "grpo", baseline, length_penalty=0.1, whiten_advantages=False)
     credit = credit_of(rule, exp, 3)
     expected = spread_to_tokens(grpo_outcome(credit, scores_of(rule, exp), G, baseline), exp.turn_ids)
     found = token_advantages(rule, exp, G, 3)[0]
@@ -493,14 +493,21 @@ def test_ppo_with_equal_shares_and_no_return_to_go_is_plain_ppo_on_the_outcome()
     """K·w_k = 1 everywhere: nothing is left of the credit, and the critic's targets never knew it."""
     exp = experience()
     exp = dataclasses.replace(exp, token_rewards=torch.zeros_like(exp.token_rewards))
-    plain, plain_targets = token_advantages(LearningRule("trajectory", "ppo", "turn", whiten=False), exp, G, 3)
-    weighted, targets = token_advantages(LearningRule("norm_itpo", "ppo", "credit_weighted", whiten=False), exp, G, 3)
+    plain, plain_targets = token_advantages(
+        LearningRule("trajectory", "ppo", "turn", whiten_advantages=False), exp, G, 3
+    )
+    weighted, targets = token_advantages(
+        LearningRule("norm_itpo", "ppo", "credit_weighted", whiten_advantages=False), exp, G, 3
+    )
     assert torch.allclose(weighted, plain, atol=1e-6) and torch.equal(targets, plain_targets)
 
 
 def test_ppo_credit_weighted_scales_each_turn_by_its_share():
     """λ = 1: A_t = K·w_k·(R − V_t), worked out by hand for every token."""
-    exp, rule = experience(), LearningRule("norm_itpo", "ppo", "credit_weighted", gae_lambda=1.0, whiten=False)
+    exp, rule = (
+        experience(),
+        LearningRule("norm_itpo", "ppo", "credit_weighted", gae_lambda=1.0, whiten_advantages=False),
+    )
     advantages, targets = token_advantages(rule, exp, G, 3)
     shares = credit_of(rule, exp, 3).shares
     for row, ids in enumerate(exp.turn_ids.tolist()):

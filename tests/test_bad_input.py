@@ -9,9 +9,9 @@ from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import ItpoError
 from itpo_lib.models import load_policy, shipped_checkpoint
 from itpo_lib.run import RunSettings
-from itpo_lib.tasks.base import Limits
 from itpo_lib.tasks.math_tiny import TinyMathTutoring
-from itpo_lib.trainer import ITPOTrainer, goal_dataset
+from itpo_lib.trainer import ITPOTrainer
+from itpo_lib.trl_rows import goal_dataset
 
 
 @pytest.fixture
@@ -62,8 +62,3 @@ def test_empty_data_is_refused(tmp_path):
     nothing = Dataset.from_dict({"prompt": [], "goal_index": []})
     with pytest.raises(ItpoError, match="train_dataset is empty"):
         ITPOTrainer(model, args, TinyMathTutoring(), chat, train_dataset=nothing)
-
-
-def test_a_turn_budget_of_zero_is_refused():
-    with pytest.raises(ItpoError, match="max_turns must be an integer >= 1, got 0"):
-        Limits(max_turns=0, max_turn_tokens=8)

@@ -31,6 +31,7 @@ def test_help_lists_the_commands():
         (["train", "--set", "nonsense"], "name=value"),
         (["train", "--set", "num_generations=1"], "num_generations"),
         (["train", "--set", "per_device_train_batch_size=5", "--set", "num_generations=8"], "divisible"),
+        (["train", "--set", "lerning_rate=0.1"], "did you mean 'learning_rate'"),
         (["train", "--peft", "dora"], "lora"),
         (["train", "--resume"], "settings.json"),
         (["evaluate", "--model", "no/such/folder", "-n", "2"], "cannot load"),

@@ -39,6 +39,10 @@ def trainer_for(tmp_path, tokenizer, chat, judge=None, task=None, **options) -> 
     return ITPOTrainer(make_model(tokenizer), args, task or EasyMath(), chat, judge=judge)
 
 
+ALWAYS = {
+    "success", "outcome", "score", "turns", "words", "outcome_std", "entropy", "kl_to_reference", "sampler_mismatch",
+    "failed", "time/rollout", "step_time",
+}  # fmt: skip
 LOGS = {"value": "value/loss", "judge": "judge/failed", "oracle": "time/oracle"}
 
 
@@ -51,7 +55,9 @@ def test_every_cell_trains(tmp_path, tokenizer, chat, credit, estimator):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert any((a - b).abs().max() > 0 for a, b in zip(before, trainer.model.parameters(), strict=True))
     logged = {key for row in trainer.state.log_history for key in row}
-    present = {"prm/loss": credit in NEEDS_PRM, "critic/loss": estimator == "ppo"}
+    assert logged >= ALWAYS, ALWAYS - logged
+    prm = credit in NEEDS_PRM
+    present = {"prm/loss": prm, "prm/accuracy": prm, "critic/loss": estimator == "ppo"}
     present |= {name: credit == owner for owner, name in LOGS.items()}
     assert {name: name in logged for name in present} == present
 
@@ -114,9 +120,11 @@ def test_true_credit_is_not_summed_again():
     """RLOO: A*_k minus the other's A*_k; GRPO: A*_k centred over the group. Return-to-go would give R - V_{k-1}."""
     exp = learning_example(turn_values=torch.tensor([[0.5, 0.8, 0.0], [0.5, 0.4, 0.2]]))
     credit = torch.tensor([[0.3, 0.2, 0.0], [-0.1, -0.2, -0.2]])
-    rloo, _ = token_advantages(LearningRule("oracle", "rloo", "turn", whiten=False), exp, 2, 3)
+    rloo, _ = token_advantages(LearningRule("oracle", "rloo", "turn", whiten_advantages=False), exp, 2, 3)
     assert torch.allclose(rloo, torch.tensor([[0.4, 0.4, 0.0], [-0.4, -0.4, -0.5]]), atol=1e-6)  # turn 3: no other
-    grpo, _ = token_advantages(LearningRule("oracle", "grpo", "turn", grpo_scale="none", whiten=False), exp, 2, 3)
+    grpo, _ = token_advantages(
+        LearningRule("oracle", "grpo", "turn", grpo_scale="none", whiten_advantages=False), exp, 2, 3
+    )
     assert torch.allclose(grpo, (credit - credit.sum() / 5) * (exp.turn_ids > 0), atol=1e-6)
 
 
@@ -126,7 +134,9 @@ def test_values_can_share_the_outcome_out(credit, estimator):
     """K·w_k times the edge over the others, with w the softmax of V_k - V_{k-1}: Norm-ITPO on other evidence."""
     evidence = {"turn_values": torch.tensor([[0.5, 0.8, 0.0], [0.5, 0.4, 0.2]]), "values": torch.zeros(2, 3)}
     exp = learning_example(**evidence)
-    rule = LearningRule(credit, estimator, "credit_weighted", grpo_scale="none", gae_lambda=1.0, whiten=False)
+    rule = LearningRule(
+        credit, estimator, "credit_weighted", grpo_scale="none", gae_lambda=1.0, whiten_advantages=False
+    )
     found, _ = token_advantages(rule, exp, 2, 3)
     edges = {"rloo": [1.0, -1.0], "grpo": [0.5, -0.5], "ppo": [1.0, 0.0]}[estimator]
     for row, edge, gains in zip(found, edges, ([0.3, 0.2], [-0.1, -0.2, -0.2]), strict=True):
@@ -139,7 +149,7 @@ def test_td_errors_of_a_value_model_are_summed_by_gae_over_turns():
     exp = learning_example(turn_values=torch.tensor([[0.5, 0.8, 0.0], [0.5, 0.4, 0.2]]))
     errors = [[0.3, 0.2], [-0.1, -0.2, -0.2]]
     for gamma, lam in ((1.0, 0.0), (1.0, 1.0), (0.9, 0.5)):
-        rule = LearningRule("value", "rloo", "turn", gamma=gamma, gae_lambda=lam, whiten=False)
+        rule = LearningRule("value", "rloo", "turn", gamma=gamma, gae_lambda=lam, whiten_advantages=False)
         found, _ = token_advantages(rule, exp, 2, 3)
         sums = [
             [sum((gamma * lam) ** (j - k) * row[j] for j in range(k, len(row))) for k in range(len(row))]

@@ -19,7 +19,8 @@ import torch
 import yaml
 
 from itpo_lib.errors import ItpoError
-from itpo_lib.processes import check_processes, check_resumable, checkpoint_note
+from itpo_lib.processes import check_processes
+from itpo_lib.resuming import check_resumable, checkpoint_note
 from itpo_lib.run import RunSettings, train
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "accelerate"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itpo_lib import diagnostic_plots as figures
+from itpo_lib.batch_metrics import speech_metrics
 from itpo_lib.config import ITPOConfig
 from itpo_lib.credit import CREDITS
 from itpo_lib.diagnostics import (
@@ -21,7 +22,6 @@ from itpo_lib.diagnostics import (
     calibration,
     collapse_steps,
     convergence,
-    distinct_questions,
     first_fall,
     gradient_table,
     kendall_tau,
@@ -202,8 +202,8 @@ def dialogue(*turns: str) -> Dialogue:
 
 def test_distinct_questions_leave_out_the_answer():
     played = [dialogue("how ?", "what ?", "it is 4"), dialogue("how ?", "how ?", "it is 5"), dialogue("it is 6")]
-    assert distinct_questions(played) == pytest.approx(2 / 4)
-    assert math.isnan(distinct_questions([dialogue("it is 6")]))
+    assert speech_metrics(played)["distinct_questions"] == pytest.approx(2 / 4)
+    assert "distinct_questions" not in speech_metrics([dialogue("it is 6")])
 
 
 def test_first_fall_by_hand():
@@ -288,7 +288,7 @@ def test_every_figure_is_drawn(tmp_path):
     logits = torch.zeros(6, N_ACTIONS, dtype=torch.float64)
     drawn = {
         "truth": figures.true_credit_figure([0.2, 0.5, 1.0], [0.1, 0.1, 0.0], {"true": [0.3, 0.5], "even": [0.5, 0.5]}),
-        "lines": figures.over_training({"τ": {"a": [1, 2, 3]}, "R²": {"b": [1, 2, 3]}}, steps, {"R²": 1.0}),
+        "lines": figures.over_training({"τ": {"a": [1, 2, 3]}, "R²": {"b": [1, 2, 3]}}, steps),
         "agreement": figures.agreement_figure({"itpo": agreed, "judge": agreed}, steps),
         "calibration": figures.calibration_figure(calibration([-1.0, 1.0], [0, 1])),
         "length": figures.length_figure({"turn": effect}, "advantage"),

@@ -183,7 +183,7 @@ def test_an_unfinished_session_can_be_saved(tmp_path, task):
         ([1], "it lacks 'task'"),
         ({"messages": KeyError}, "it lacks 'messages'"),
         ({"messages": ["hello"]}, "expected a message with role and content, got 'hello'"),
-        ({"goal": "five"}, "'goal': expected <class 'int'>, got 'five'"),
+        ({"goal": "five"}, "'goal': expected int, got 'five'"),
         ({"task": "chess"}, "a session of ('chess', 'tiny'), not of ('math_tutoring', 'tiny')"),
         ({"goal": 5}, "opens in another way than goal 5"),
         ({"messages": []}, "opens in another way than goal 0"),

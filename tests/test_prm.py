@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -13,7 +12,7 @@ from itpo_lib.critic import Critic, clipped_error_sum
 from itpo_lib.dialogue import collate
 from itpo_lib.errors import ItpoError
 from itpo_lib.logprobs import token_logprobs
-from itpo_lib.prm import ImplicitPRM, prm_accuracy, prm_loss, reference, token_rewards
+from itpo_lib.prm import ImplicitPRM, prm_accuracy, prm_loss, token_rewards
 from itpo_lib.sidecar import Sidecar
 
 OPENING = {"role": "user", "content": "help me please ."}
@@ -253,87 +252,6 @@ def test_gradients_are_clipped_by_norm():
     sidecar = Sidecar("prm", [("w", weight)], 1e-3, max_grad_norm=1.0)
     assert sidecar.step((weight * torch.tensor([30.0, 40.0])).sum()) == pytest.approx(50.0)
     assert weight.grad.norm().item() == pytest.approx(1.0, abs=1e-4)
-
-
-# Adapters
-
-
-@pytest.fixture
-def adapted(model):
-    """A LoRA policy whose adapter already differs from the base, as in the middle of training."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    policy = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"])).eval()
-    with torch.no_grad():
-        for name, p in policy.named_parameters():
-            if "lora_B" in name:
-                p.add_(0.05 * normal(1, *p.shape).float())
-    return policy
-
-
-def state(policy) -> dict[str, tuple[torch.Tensor, bool]]:
-    return {n: (p.detach().clone(), p.requires_grad) for n, p in policy.named_parameters() if ".prm." not in n}
-
-
-def test_adapter_prm_trains_only_itself(adapted, batch):
-    before = state(adapted)
-    prm = ImplicitPRM.beside(adapted, beta=0.05, lr=1e-2)
-    assert prm.adapter == "prm" and all(".prm." in name for name in prm.sidecar.parameters)
-    with torch.no_grad(), reference(adapted, None) as ref_model:
-        ref = token_logprobs(ref_model, batch)
-    assert not prm.rewards(batch, ref).any()  # starts at the reference: exactly 0
-    own = weights(prm)
-    prm.update(batch, ref, OUTCOMES, VALID)
-    assert not all(map(torch.equal, own, weights(prm)))
-    after = state(adapted)
-    assert before.keys() == after.keys()
-    for name in before:
-        assert torch.equal(before[name][0], after[name][0]), name
-        assert before[name][1] == after[name][1], name
-    assert adapted.active_adapter == "default"
-    trainable = [n for n, p in adapted.named_parameters() if p.requires_grad]
-    assert trainable and all(".default." in n for n in trainable)
-
-
-def test_adapter_prm_leaves_the_policys_logprobs_and_gradients(adapted, batch):
-    before = reference_logprobs(adapted, batch)
-    prm = ImplicitPRM.beside(adapted, beta=0.05, lr=1e-2)
-    prm.update(batch, torch.zeros_like(before), OUTCOMES, VALID)
-    assert torch.equal(reference_logprobs(adapted, batch), before)
-    assert all(p.grad is None for n, p in adapted.named_parameters() if ".prm." not in n)
-    token_logprobs(adapted, batch).sum().backward()
-    assert all(p.grad is not None and p.grad.any() for n, p in adapted.named_parameters() if ".default." in n)
-
-
-def test_reference_of_an_adapter_policy_is_its_base(tokenizer, adapted, batch):
-    base = make_model(tokenizer)
-    with torch.no_grad(), reference(adapted, None) as ref_model:
-        found = token_logprobs(ref_model, batch)
-    assert torch.allclose(found, reference_logprobs(base, batch), atol=1e-6)
-    assert not torch.allclose(found, reference_logprobs(adapted, batch), atol=1e-3)  # and it is back afterwards
-    with reference(adapted, base) as frozen:
-        assert frozen is base
-
-
-def test_a_failure_inside_the_prm_gives_the_policy_back(adapted, batch):
-    prm = ImplicitPRM.beside(adapted, beta=0.05, lr=1e-2)
-    nan = torch.full(batch.turn_ids.shape, float("nan"))
-    with pytest.raises(ItpoError, match="not finite"):
-        prm.update(batch, nan, OUTCOMES, VALID)
-    assert adapted.active_adapter == "default"
-
-
-def test_adapter_state_continues_bit_for_bit(adapted, batch, tmp_path):
-    again = copy.deepcopy(adapted)
-    first, second = (ImplicitPRM.beside(policy, beta=0.05, lr=1e-2) for policy in (adapted, again))
-    ref = torch.zeros(batch.turn_ids.shape)
-    first.update(batch, ref, OUTCOMES, VALID)
-    first.sidecar.save(tmp_path)
-    first.update(batch, ref, OUTCOMES, VALID)
-    second.sidecar.load(tmp_path)
-    second.update(batch, ref, OUTCOMES, VALID)
-    assert all(map(torch.equal, weights(first), weights(second)))
 
 
 # The critic

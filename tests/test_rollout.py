@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from oracle import ReprefillGenerator
 
 from itpo_lib.dialogue import Dialogue, collate
 from itpo_lib.errors import DialogueFailed, ItpoError
-from itpo_lib.generation import CachedGenerator, ReprefillGenerator, SampledTurn, sample
+from itpo_lib.generation import CachedGenerator, SampledTurn, sample
 from itpo_lib.logprobs import token_logprobs
 from itpo_lib.rollout import Episode, play
 from itpo_lib.tasks import Goal, Limits, Reply, Task, User

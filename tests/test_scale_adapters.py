@@ -72,40 +72,96 @@ def targets(batch) -> torch.Tensor:
     return OUTCOMES[:, None] * batch.assistant_mask
 
 
-# The critic's adapter
+# Roles as adapters
+
+ROLES = ["prm", "critic", "value"]
 
 
-@pytest.mark.parametrize("name", ["critic", "value"])
-def test_the_critic_adapter_trains_only_itself(policy, batch, name):
-    before, said = others(policy, name), logprobs(policy, batch)
-    critic = Critic(policy, lr=1e-2, name=name)
-    assert all(f".{name}." in n or n.startswith("head.") for n in critic.sidecar.parameters)
-    assert critic.model.model is policy and not critic.values(batch).any()
-    own = weights(critic)
-    critic.update(batch, critic.values(batch), targets(batch), VALID)
-    critic.update(
-        batch, critic.values(batch), targets(batch), VALID
-    )  # the head was 0: now the body's gradients are not
-    assert all(not torch.equal(a, b) for a, b in zip(own, weights(critic), strict=True))
-    after = others(policy, name)
+def beside(policy, role: str) -> ImplicitPRM | Critic:
+    return ImplicitPRM.beside(policy, beta=0.05, lr=1e-2) if role == "prm" else Critic(policy, lr=1e-2, name=role)
+
+
+def base_logprobs(policy, batch) -> torch.Tensor:
+    with torch.no_grad(), reference(policy, None) as base:
+        return token_logprobs(base, batch)
+
+
+def opinion(part, batch) -> torch.Tensor:
+    """What a role has to say: token rewards, or values."""
+    if isinstance(part, ImplicitPRM):
+        return part.rewards(batch, base_logprobs(part.model, batch))
+    return part.values(batch)
+
+
+def learn(part, batch, factor: float = 1.0) -> None:
+    """One update of a role, on numbers times `factor`."""
+    if isinstance(part, ImplicitPRM):
+        part.update(batch, factor * base_logprobs(part.model, batch), OUTCOMES, VALID)
+    else:
+        part.update(batch, part.values(batch), factor * targets(batch), VALID)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_adapter_trains_only_itself(policy, batch, role):
+    before, said = others(policy, role), logprobs(policy, batch)
+    part = beside(policy, role)
+    body, shared = [n for n in part.sidecar.parameters if not n.startswith("head.")], set(map(id, policy.parameters()))
+    assert body and all(f".{role}." in n and id(part.sidecar.parameters[n]) in shared for n in body)
+    assert not opinion(part, batch).any()  # it starts at the base, or the head at 0: exactly 0
+    own = weights(part)
+    learn(part, batch)
+    learn(part, batch)  # at first the head and the B matrices were 0, and so were the others' gradients
+    assert all(not torch.equal(a, b) for a, b in zip(own, weights(part), strict=True))
+    after = others(policy, role)
+    assert before.keys() == after.keys()
     for parameter in before:
         assert torch.equal(before[parameter][0], after[parameter][0]), parameter
         assert before[parameter][1] == after[parameter][1], parameter
     assert policy.active_adapter == "default"
+    trainable = [n for n, p in policy.named_parameters() if p.requires_grad]
+    assert trainable and all(".default." in n for n in trainable)
     assert torch.equal(logprobs(policy, batch), said)
 
 
-def test_the_critic_adapter_leaves_the_policys_gradients(policy, batch):
+@pytest.mark.parametrize("role", ROLES)
+def test_an_adapter_leaves_the_policys_gradients(policy, batch, role):
     token_logprobs(policy, batch).sum().backward()
     expected = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    critic = Critic(policy, lr=1e-2)
-    critic.update(batch, critic.values(batch), targets(batch), VALID)
-    assert all(p.grad is None for n, p in policy.named_parameters() if ".critic." not in n)
+    learn(beside(policy, role), batch)
+    assert all(p.grad is None for n, p in policy.named_parameters() if f".{role}." not in n)
     token_logprobs(policy, batch).sum().backward()
-    found = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None and ".critic." not in n}
+    found = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None and f".{role}." not in n}
     assert expected.keys() == found.keys() and all(".default." in n for n in found)
     assert all(torch.equal(expected[n], found[n]) for n in found)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_failure_inside_a_role_gives_the_policy_back(policy, batch, role):
+    part = beside(policy, role)
+    with pytest.raises(ItpoError, match=f"{role}'s gradient is not finite"):
+        learn(part, batch, factor=float("nan"))
+    assert policy.active_adapter == "default"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_adapter_state_continues_bit_for_bit(policy, batch, tmp_path, role):
+    again = copy.deepcopy(policy)
+    first, second = beside(policy, role), beside(again, role)
+    learn(first, batch)
+    first.sidecar.save(tmp_path)
+    learn(first, batch)
+    second.sidecar.load(tmp_path)
+    learn(second, batch)
+    assert all(map(torch.equal, weights(first), weights(second)))
+
+
+def test_reference_of_an_adapter_policy_is_its_base(tokenizer, policy, batch):
+    base = make_model(tokenizer)
+    assert torch.allclose(base_logprobs(policy, batch), logprobs(base, batch), atol=1e-6)
+    assert not torch.allclose(base_logprobs(policy, batch), logprobs(policy, batch), atol=1e-3)  # and it is back
+    with reference(policy, base) as frozen:
+        assert frozen is base
 
 
 def test_a_value_is_the_base_plus_the_critics_adapter(policy, batch, tokenizer):
@@ -182,32 +238,12 @@ def test_micro_batches_of_an_adapter_prm_are_the_whole_batch(policy, batch):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
 
 
-def test_a_failure_inside_the_critic_gives_the_policy_back(policy, batch):
-    critic = Critic(policy, lr=1e-2)
-    with pytest.raises(ItpoError, match="critic's gradient is not finite"):
-        critic.update(batch, critic.values(batch), targets(batch) * float("nan"), VALID)
-    assert policy.active_adapter == "default"
-
-
-def test_critic_adapter_state_continues_bit_for_bit(policy, batch, tmp_path):
-    again = copy.deepcopy(policy)
-    first, second = Critic(policy, lr=1e-2), Critic(again, lr=1e-2)
-    zeros = torch.zeros(batch.turn_ids.shape)
-    first.update(batch, zeros, targets(batch), VALID)
-    first.sidecar.save(tmp_path)
-    first.update(batch, zeros, targets(batch), VALID)
-    second.sidecar.load(tmp_path)
-    second.update(batch, zeros, targets(batch), VALID)
-    assert all(map(torch.equal, weights(first), weights(second)))
-
-
 def test_four_roles_share_one_base(policy, batch):
     """Policy, PRM, critic and reference: each keeps its own numbers while the others train."""
     base = sum(p.numel() for n, p in policy.named_parameters() if "lora" not in n)
     prm, critic = ImplicitPRM.beside(policy, beta=0.05, lr=1e-2), Critic(policy, lr=1e-2)
     assert sum(p.numel() for n, p in policy.named_parameters() if "lora" not in n) == base
-    with torch.no_grad(), reference(policy, None) as ref:
-        ref_logprobs = token_logprobs(ref, batch)
+    ref_logprobs = base_logprobs(policy, batch)
     said, values = logprobs(policy, batch), critic.values(batch)
     prm.update(batch, ref_logprobs, OUTCOMES, VALID)
     assert torch.equal(critic.values(batch), values)
@@ -215,8 +251,7 @@ def test_four_roles_share_one_base(policy, batch):
     critic.update(batch, values, targets(batch), VALID)
     assert torch.equal(prm.rewards(batch, ref_logprobs), rewards) and rewards.any()
     assert torch.equal(logprobs(policy, batch), said)
-    with torch.no_grad(), reference(policy, None) as ref:
-        assert torch.equal(token_logprobs(ref, batch), ref_logprobs)
+    assert torch.equal(base_logprobs(policy, batch), ref_logprobs)
 
 
 # Memory savers

@@ -17,10 +17,11 @@ from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import DialogueFailed, ItpoError
 from itpo_lib.logprobs import backbone, lm_logits
 from itpo_lib.models import load_policy, shipped_checkpoint
+from itpo_lib.resuming import COMPLETE, latest_checkpoint
 from itpo_lib.run import RunSettings, build_trainer, train
 from itpo_lib.tasks import get_task, register_task
 from itpo_lib.tasks.math_tiny import TinyMathTutoring
-from itpo_lib.trainer import COMPLETE, ITPOTrainer, latest_checkpoint
+from itpo_lib.trainer import ITPOTrainer
 
 SMALL = {
     "max_steps": 2, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "num_generations": 4,
@@ -86,23 +87,6 @@ def test_trainer_agrees_with_the_plain_loop(tmp_path, whiten, slices):
     assert whiten or abs(record.losses[0]) > 1e-3
     for trained, expected in zip(trainer.model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)  # the updates are of size 3e-3
-
-
-@pytest.mark.parametrize("estimator", ["rloo", "grpo", "ppo"])
-@pytest.mark.parametrize("credit", ["trajectory", "uniform", "prime", "itpo", "norm_itpo"])
-def test_every_credit_runs_with_every_estimator(tmp_path, credit, estimator):
-    baseline = "auto" if credit in ("prime", "itpo") or estimator == "ppo" else "outcome"
-    trainer = build_trainer(settings(tmp_path, credit=credit, estimator=estimator, baseline=baseline, max_steps=1))
-    before = [p.clone() for p in trainer.model.parameters()]
-    trainer.train()
-    assert all(p.isfinite().all() for p in trainer.model.parameters())
-    assert any((a - b).abs().max() > 0 for a, b in zip(before, trainer.model.parameters(), strict=True))
-    logged = {key for row in trainer.state.log_history for key in row}
-    wanted = {"success", "outcome", "score", "turns", "words", "outcome_std", "entropy", "kl_to_reference",
-              "sampler_mismatch", "failed", "time/rollout", "step_time"}  # fmt: skip
-    wanted |= {"prm/accuracy", "prm/loss"} if credit in ("prime", "itpo", "norm_itpo") else set()
-    wanted |= {"critic/loss"} if estimator == "ppo" else set()
-    assert wanted <= logged, wanted - logged
 
 
 def test_kl_goes_to_one_place(tmp_path):

@@ -8,10 +8,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from oracle import ReprefillGenerator
 
 from itpo_lib.enumerable import N_ACTIONS, World, expected_gradient, gradient_variance, named_credit
 from itpo_lib.errors import DialogueFailed, ItpoError
-from itpo_lib.generation import CachedGenerator, ReprefillGenerator, SampledTurn
+from itpo_lib.generation import CachedGenerator, SampledTurn
 from itpo_lib.models import load_policy
 from itpo_lib.rollout import Episode, continue_from, open_dialogues, play
 from itpo_lib.tasks import Goal, Limits, Reply, Task, User, get_task, play_scripted

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from oracle import ReprefillGenerator
 from test_rollout import FixedTask, FixedUser, Script, goals, turn
 
 from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import ItpoError
-from itpo_lib.generation import CachedGenerator, ReprefillGenerator
+from itpo_lib.generation import CachedGenerator
 from itpo_lib.rollout import Episode, play, split_rows
 
 POOL = ThreadPoolExecutor(16)

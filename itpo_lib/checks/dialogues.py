@@ -34,7 +34,8 @@ def _rows(seed: int) -> Iterator[Case]:
 
 
 def _segment(messages: Messages, first: int = 1, by_message: bool = False) -> Tensor:
-    ids, turn = [0] * 0, first - 1
+    ids: list[int] = []
+    turn = first - 1
     for role, n in messages:
         turn += by_message or role == "assistant"
         ids += [turn * (role == "assistant")] * n

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..advantages import leave_one_out, spread_to_tokens
 from ..credit import softmax_shares, unit_sums
 
 ASK, SAY, UM, END, USER = range(5)
-N_WORDS, MAX_TURNS, TURN_TOKENS, GROUP = 5, 4, 4, 2
+N_WORDS, MAX_TURNS, TURN_TOKENS, GROUP, BATCH = 5, 4, 4, 2, 64
 PAD = END  # as with many tokenizers, the fill token is the end of a turn
 BETA, TEMPERATURE = 0.3, 1.0
 PANELS = {
@@ -80,7 +81,9 @@ CAUSES = {
 
 def converse(probs: list[list[float]], rng: random.Random) -> tuple[list[int], list[int], list[int], float]:
     """One dialogue: token ids, turn ids, the state that each token was said in, and the outcome."""
-    ids, turn_ids, states = [0] * 0, [0] * 0, [0] * 0
+    ids: list[int] = []
+    turn_ids: list[int] = []
+    states: list[int] = []
     known, last = False, USER
     for turn in range(1, MAX_TURNS + 1):
         said = set()
@@ -103,24 +106,24 @@ def converse(probs: list[list[float]], rng: random.Random) -> tuple[list[int], l
 
 def collate(played: list[tuple[list[int], list[int], list[int], float]]) -> tuple[Tensor, ...]:
     """ids, turn ids and states (B, T), lengths and outcomes (B,)."""
-    lengths = [len(ids) for ids, *_ in played]
-    pad = lambda row, fill: row + [fill] * (max(lengths) - len(row))  # noqa: E731
-    columns = (torch.tensor([pad(p[i], fill) for p in played]) for i, fill in enumerate((PAD, 0, 0)))
-    return *columns, torch.tensor(lengths), torch.tensor([p[3] for p in played])
+    *columns, outcomes = zip(*played, strict=True)
+    padded = (
+        pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
+        for rows, fill in zip(columns, (PAD, 0, 0), strict=True)
+    )
+    return *padded, torch.tensor([len(ids) for ids in columns[0]]), torch.tensor(outcomes)
 
 
-def train(
-    pieces: Mapping[str, Callable[..., Any]] | None = None, steps: int = 80, seed: int = 0, batch: int = 64
-) -> dict[str, list[float]]:
+def train(pieces: Mapping[str, Callable[..., Any]] | None = None, steps: int = 80) -> dict[str, list[float]]:
     """Train with some `pieces` replaced; returns one curve per panel."""
     use = {**HEALTHY, **(pieces or {})}
     policy, prm = torch.zeros(2, 2 * N_WORDS, N_WORDS).unbind()
     reference = policy.log_softmax(-1)
     optimizer, prm_optimizer = (torch.optim.Adam([table.requires_grad_(True)], lr=0.1) for table in (policy, prm))
-    rng, curves = random.Random(seed), defaultdict(list)
+    rng, curves = random.Random(0), defaultdict(list)
     for _ in range(steps):
         probs = policy.detach().softmax(-1)
-        ids, turn_ids, states, lengths, outcomes = collate([converse(probs.tolist(), rng) for _ in range(batch)])
+        ids, turn_ids, states, lengths, outcomes = collate([converse(probs.tolist(), rng) for _ in range(BATCH)])
         # the PRM learns from the outcomes, then shares them out
         rewards = BETA * (prm.log_softmax(-1) - reference)[states, ids] * (turn_ids > 0)
         prm_loss = torch.nn.functional.binary_cross_entropy_with_logits(rewards.sum(1), outcomes)
@@ -149,6 +152,6 @@ def train(
     return dict(curves)
 
 
-def run_of(label: str, steps: int = 80, seed: int = 0) -> dict[str, list[float]]:
+def run_of(label: str) -> dict[str, list[float]]:
     """The curves of one of the broken runs A to E."""
-    return train({RUNS[label]: BROKEN[RUNS[label]]}, steps, seed)
+    return train({RUNS[label]: BROKEN[RUNS[label]]})

@@ -103,7 +103,9 @@ def _user_behaviour(answer: Callable[..., Any], facts: dict, keywords: dict) -> 
     """What a user says and does, with the randomness taken out."""
 
     def replies(vague: float, seed: int, script: Iterable[str], beside: int | None = None) -> list[tuple[str, bool]]:
-        new_user = lambda seed: answer(*copy.deepcopy((facts, keywords)), vague, seed)  # noqa: E731
+        def new_user(seed: int) -> Any:
+            return answer(*copy.deepcopy((facts, keywords)), vague, seed)
+
         user, said = new_user(seed), []
         other = None if beside is None else new_user(beside)
         for text in script:

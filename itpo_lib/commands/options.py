@@ -13,13 +13,10 @@ from rich.markup import escape
 
 from ..errors import DialogueFailed, ItpoError, require
 
-TaskName = Annotated[
-    str,
-    typer.Option("--task", help="math_tutoring, document_writing, medical_recommendation, or your own: file.py:Class"),
-]
-Scale = Annotated[
-    str, typer.Option(help="tiny (offline, seconds), text (offline, a real model), hub (the paper's data)")
-]
+TASKS = "math_tutoring, document_writing, medical_recommendation, or your own: file.py:Class"
+SCALES = "tiny (offline, seconds), text (offline, a real model), hub (the paper's data)"
+TaskName = Annotated[str, typer.Option("--task", help=TASKS)]
+Scale = Annotated[str, typer.Option(help=SCALES)]
 Difficulty = Annotated[str | None, typer.Option(help="easy, normal or stress, where the task has levels")]
 ModelName = Annotated[str | None, typer.Option("--model", help="tiny, smollm2, a folder, or a model on the hub")]
 Device = Annotated[str, typer.Option(help="auto or cpu")]

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import require
+from ..errors import require, unknown_name
 from ..terminal import console, show_dialogue, show_study, show_table
 from .options import (
+    SCALES,
+    TASKS,
     Device,
     Difficulty,
     ModelName,
-    Scale,
     TaskName,
     TaskOptions,
     options_of_task,
@@ -23,28 +24,32 @@ from .options import (
     use_one_thread,
 )
 
+LATEST = "runs/latest"
+
 
 def train(
-    ctx: typer.Context,
     config: Annotated[
         str | None, typer.Option(help="A recipe: its name (see `itpo doctor`) or a TOML file; flags go over it")
     ] = None,
-    task: TaskName = "math_tutoring",
-    scale: Scale = "tiny",
+    task: Annotated[str | None, typer.Option("--task", help=f"{TASKS}; default math_tutoring")] = None,
+    scale: Annotated[str | None, typer.Option(help=f"{SCALES}; default tiny")] = None,
     model: ModelName = None,
     difficulty: Difficulty = None,
     credit: Annotated[
-        str, typer.Option(help="trajectory, uniform, value, judge, prime, itpo, norm_itpo or oracle (the truth)")
-    ] = "norm_itpo",
-    estimator: Annotated[str, typer.Option(help="rloo, grpo or ppo")] = "rloo",
+        str | None,
+        typer.Option(
+            help="trajectory, uniform, value, judge, prime, itpo, norm_itpo or oracle (the truth); default norm_itpo"
+        ),
+    ] = None,
+    estimator: Annotated[str | None, typer.Option(help="rloo, grpo or ppo; default rloo")] = None,
     baseline: Annotated[
         str | None, typer.Option(help="RLOO's baseline: auto, turn, official, outcome, credit_weighted or signed")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the run")] = Path("runs/latest"),
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0")] = None,
+    out: Annotated[Path | None, typer.Option(help=f"Folder of the run; default {LATEST}")] = None,
     peft: Annotated[str | None, typer.Option(help="lora: train adapters on one frozen base")] = None,
-    device: Device = "auto",
+    device: Annotated[str | None, typer.Option(help="auto or cpu; default auto")] = None,
     eval_dialogues: Annotated[
         int | None, typer.Option(help="Dialogues of each evaluation; default 256 tiny, 4 text, 64 hub", min=1)
     ] = None,
@@ -58,36 +63,26 @@ def train(
     ] = False,
 ) -> None:
     """Train a policy; writes a report, curves, metrics and checkpoints into --out."""
+    from ..recipes import settings_of
     from ..run import RunSettings
 
+    changes = parse_options(set_ or [])
     if resume:
-        settings = RunSettings.load(out)
-        settings.options |= parse_options(set_ or [])
+        settings = RunSettings.load(out or Path(LATEST))
+        settings.options |= changes
         run_and_show(settings, resume=True)
         return
     require(peft in (None, "lora"), f"unknown --peft {peft!r}: choose lora, or leave it out")
-    typed = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    named: dict[str, Any] = {"credit": credit, "estimator": estimator, "baseline": baseline, "max_steps": steps}
-    wanted: dict[str, Any] = {
-        "task": task,
-        "scale": scale,
-        "model": model,
-        "out": str(out),
-        "seed": seed,
-        "device": device,
-        "lora": peft == "lora",
-        "eval_dialogues": eval_dialogues,
-    }
-    task_options = options_of_task(difficulty, task_option)
-    if config is None:
-        options = {**{k: v for k, v in named.items() if v is not None}, **parse_options(set_ or [])}
-        run_and_show(RunSettings(**wanted, options=options, task_options=task_options))
-    else:
-        from ..recipes import settings_of
+    options = typed(credit=credit, estimator=estimator, baseline=baseline, max_steps=steps) | changes
+    given = typed(task=task, scale=scale, model=model, out=out and str(out), seed=seed, device=device)
+    given |= typed(lora=True if peft else None, eval_dialogues=eval_dialogues)
+    given["task_options"] = options_of_task(difficulty, task_option)
+    run_and_show(RunSettings(**given, options=options) if config is None else settings_of(config, given, options))
 
-        flags = {"max_steps": "steps", "lora": "peft"}
-        given, options = ({k: v for k, v in d.items() if flags.get(k, k) in typed} for d in (wanted, named))
-        run_and_show(settings_of(config, {**given, "task_options": task_options}, options | parse_options(set_ or [])))
+
+def typed(**flags: Any) -> dict[str, Any]:
+    """The flags that were given on the command line."""
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def demo(
@@ -148,15 +143,16 @@ def warmstart(
     from ..models import CHECKPOINTS
     from ..run import quiet_libraries
 
-    require(scale in ("tiny", "text"), f"no warm start at scale {scale!r}: choose tiny or text")
+    if scale not in ("tiny", "text"):
+        raise unknown_name("scale of warm starts", scale, ("tiny", "text"))
     use_one_thread(scale)
     quiet_libraries()
     if scale == "text":
         from ..warmstart_text import WarmStart, warmstart_text
 
         require(out is not None, "a warm start at text scale has no shipped place: name a folder with --out")
-        chosen = {k: v for k, v in (("steps", steps), ("model", model)) if v is not None}
-        settings = WarmStart(task=task, difficulty=difficulty, seed=seed, device=device, **chosen)  # type: ignore[arg-type]
+        chosen = typed(steps=steps, model=model)
+        settings = WarmStart(task=task, difficulty=difficulty, seed=seed, device=device, **chosen)
         console.print_json(json.dumps(warmstart_text(settings, out)))  # type: ignore[arg-type]
         return
     from ..warmstart import warmstart as make

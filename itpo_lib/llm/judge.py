@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
-from ..dialogue import Message
+from ..dialogue import Message, said_by
 from ..errors import require
 from ..tasks.base import Goal
 from .client import ChatModel
@@ -67,8 +67,8 @@ class LLMJudge:
     conversation cannot pass for a verdict.
     """
 
-    def __init__(self, model: ChatModel, temperature: float = 0.0, max_tokens: int = 1024):
-        self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
+    def __init__(self, model: ChatModel, max_tokens: int = 1024):
+        self.model, self.max_tokens = model, max_tokens
 
     def start(
         self,
@@ -92,7 +92,7 @@ class LLMJudge:
                 **{name: fence(name, quoted(text), marker) for name, text in material.items()},
             ),
             form,
-            temperature=self.temperature,
+            temperature=0.0,
             max_tokens=self.max_tokens,
         )
         return pending.result
@@ -103,7 +103,7 @@ class LLMJudge:
 
     def start_turn_weights(self, goal: Goal, messages: Sequence[Message]) -> Callable[[], list[float]]:
         """As `turn_weights`, but many can be under way at once."""
-        n = sum(message["role"] == "assistant" for message in messages)
+        n = len(said_by("assistant", messages))
         require(n >= 1, "a dialogue without assistant turns has no turns to weigh")
         pending = self.start(
             "turn_weights",

@@ -16,8 +16,9 @@ from .client import BadReply, ChatModel, Exchange
 class LocalModel(ChatModel):
     """A transformers model in this process, one call at a time. The same seed gives the same reply."""
 
-    def __init__(self, model: PreTrainedModel, chat: ChatFormat, *, retries: int = 2, deadline: float = 600.0):
-        super().__init__(str(model.config.name_or_path or type(model).__name__), 1, retries, deadline, backoff=0.0)
+    def __init__(self, model: PreTrainedModel, chat: ChatFormat, *, retries: int = 2):
+        name = str(model.config.name_or_path or type(model).__name__)
+        super().__init__(name, concurrency=1, retries=retries, deadline=600.0, backoff=0.0)
         self.model, self.chat = model, chat
 
     async def reply(self, exchange: Exchange) -> str:

@@ -36,8 +36,8 @@ class Prompt:
 
     def messages(self, **values: str) -> list[Message]:
         """The two messages with every $placeholder filled in; a missing one is an error."""
-        fill = lambda text: string.Template(text).substitute(values)  # noqa: E731
-        return [{"role": "system", "content": fill(self.system)}, {"role": "user", "content": fill(self.user)}]
+        templates = {"system": self.system, "user": self.user}
+        return [{"role": role, "content": string.Template(text).substitute(values)} for role, text in templates.items()]
 
 
 @functools.cache

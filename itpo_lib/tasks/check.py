@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..dialogue import Message
+from ..dialogue import Message, said_by
 from ..errors import ItpoError, require
 from .base import Goal, Limits, Reply, Task, User, play_scripted
 
@@ -252,7 +252,7 @@ def check_scripts(task: Task, goals: Sequence[Goal], expert_at_least: float) -> 
                 again = play_scripted(task, goal, script(goal, seed), user_seed=seed)  # type: ignore[arg-type]
                 require((messages, outcome) == again, f"another dialogue: {messages} and {again[0]}")
             outcomes.setdefault(name, []).append(outcome)
-            said = [m["content"] for m in messages if m["role"] == "assistant"]
+            said = said_by("assistant", messages)
             with rule(f"the {name} keeps to the limits", "raise limits, or shorten its turns", goal, seed):
                 longest = max(len(text.split()) for text in said)
                 limit = task.limits.max_turn_tokens

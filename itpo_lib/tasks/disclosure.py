@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..dialogue import Message
+from ..dialogue import Message, said_by
 from ..errors import require
 from .base import Goal, Limits, Reply, ScriptedAssistant, Task, User
 from .english import GENERIC, asked_fact, asking_part
@@ -149,7 +149,7 @@ class DisclosureExpert(ScriptedAssistant):
     def act(self, messages: Sequence[Message]) -> str:
         if self.task.informed(self.goal, messages):
             return self.finish(messages)
-        turns_left = self.task.limits.max_turns - sum(m["role"] == "assistant" for m in messages)
+        turns_left = self.task.limits.max_turns - len(said_by("assistant", messages))
         if turns_left > 1:
             return self.task.next_question(self.goal, messages, self.rng)
         return self.task.concede(self.goal, messages)
@@ -186,7 +186,7 @@ def split_indices(split: str, n: int, n_validation: int) -> list[int]:
 
 def said_by_user(messages: Sequence[Message]) -> str:
     """The user's words, one message after the other."""
-    return " ".join(m["content"] for m in messages if m["role"] == "user")
+    return " ".join(said_by("user", messages))
 
 
 def choice(rng: np.random.Generator, options: Sequence[str]) -> str:

@@ -58,8 +58,8 @@ SLOTS = (
         ("it is about the {value} .", "the {value} is my topic .", "i want to announce the {value} ."),
         tuple(TOPICS),
     ),
-    Slot("paper", frozenset({"paper", "colour"}), ("on {value} paper i think .",), ("red", "green", "blue"), False),
-    Slot("font", frozenset({"font", "letters"}), ("the {value} one .",), ("round", "narrow", "plain"), False),
+    Slot("paper", frozenset({"paper", "colour"}), ("on {value} paper i think .",), ("red", "green", "blue")),
+    Slot("font", frozenset({"font", "letters"}), ("the {value} one .",), ("round", "narrow", "plain")),
     Slot(
         "tone",
         frozenset({"tone", "sound", "style"}),

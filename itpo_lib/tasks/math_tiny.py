@@ -42,8 +42,8 @@ SLOTS = {
         ("they are {value} .", "it is about {value} .", "the things are {value} ."),
         UNITS,
     ),
-    "age": Slot("age", frozenset({"old", "age"}), ("{value} years old .",), ("seven", "eight", "nine"), False),
-    "colour": Slot("colour", frozenset({"colour"}), ("{value} i think .",), ("red", "green", "blue"), False),
+    "age": Slot("age", frozenset({"old", "age"}), ("{value} years old .",), ("seven", "eight", "nine")),
+    "colour": Slot("colour", frozenset({"colour"}), ("{value} i think .",), ("red", "green", "blue")),
 }
 QUESTIONS = {
     "action": (

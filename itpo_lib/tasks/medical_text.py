@@ -212,8 +212,10 @@ def recommendation_grade(case: Mapping[str, Any], remedy: str) -> str:
         return "allergen"
     if remedy in remedies(condition, severity):
         return "right" if remedy == remedy_in(treatment(condition, severity, allergen)) else "cautious"
-    if remedy in remedies(condition, SEVERITIES[severity == "mild"]):
-        return "excessive" if severity == "mild" else "too weak"
+    if severity == "mild" and remedy in remedies(condition, "severe"):
+        return "excessive"
+    if severity == "severe" and remedy in remedies(condition, "mild"):
+        return "too weak"
     return "family" if any(remedy in remedies(c, severity) for c in family(condition)) else "wrong"
 
 

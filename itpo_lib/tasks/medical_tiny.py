@@ -51,8 +51,8 @@ DOSES = {"mild": "weekly", "moderate": "daily", "bad": "nightly", "awful": "hour
 FORMS = {"nuts": "tea", "milk": "pills", "fish": "drops", "pollen": "cream"}  # by allergy
 
 SLOTS = (
-    Slot("age", frozenset({"old", "age"}), ("{value} years old .",), ("thirty", "forty", "fifty"), False),
-    Slot("job", frozenset({"job", "work"}), ("i am a {value} .",), ("baker", "painter", "singer"), False),
+    Slot("age", frozenset({"old", "age"}), ("{value} years old .",), ("thirty", "forty", "fifty")),
+    Slot("job", frozenset({"job", "work"}), ("i am a {value} .",), ("baker", "painter", "singer")),
     Slot(
         "symptom",
         frozenset({"symptom", "symptoms", "else"}),

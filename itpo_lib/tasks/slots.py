@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ..dialogue import Message
-from ..errors import ItpoError, require, unknown_name
+from ..dialogue import Message, said_by
+from ..errors import require, unknown_name
 from .base import Reply, ScriptedAssistant, User
 
 
@@ -34,14 +34,13 @@ class Noise:
 class Slot:
     """Something one can ask about. Any word of `keywords` in a turn asks for it.
 
-    `replies` are templates with `{value}`. `relevant` slots bear on the answer; the others distract.
+    `replies` are templates with `{value}`.
     """
 
     name: str
     keywords: frozenset[str]
     replies: tuple[str, ...]
     choices: tuple[str, ...]
-    relevant: bool = True
 
 
 def asked_slot(text: str, slots: Sequence[Slot]) -> Slot | None:
@@ -115,21 +114,21 @@ def told_values(messages: Sequence[Message], slots: Sequence[Slot]) -> dict[str,
 
 
 class SlotExpert(ScriptedAssistant):
-    """Asks for each unknown relevant slot until it is told, then answers.
+    """Asks for each unknown slot until it is told, then answers.
 
     `verify`: while turns remain, ask once more for what was told only once.
     """
 
     def __init__(self, slots, questions, answer, max_turns: int, rng: np.random.Generator, verify: bool = False):
-        self.slots = [slot for slot in slots if slot.relevant]
-        self.questions, self.answer, self.max_turns, self.rng, self.verify = questions, answer, max_turns, rng, verify
+        self.slots, self.questions, self.answer = slots, questions, answer
+        self.max_turns, self.rng, self.verify = max_turns, rng, verify
         self.times_told = {slot.name: 0 for slot in self.slots}
 
     def act(self, messages: Sequence[Message]) -> str:
         for name in told_values(messages[-1:], self.slots):
             self.times_told[name] += 1
         told = told_values(messages, self.slots)
-        turns_left = self.max_turns - sum(m["role"] == "assistant" for m in messages)
+        turns_left = self.max_turns - len(said_by("assistant", messages))
         unknown = [slot.name for slot in self.slots if slot.name not in told]
         unsure = [name for name, times in self.times_told.items() if times == 1] if self.verify else []
         if turns_left > 1 and (unknown or unsure):
@@ -143,7 +142,7 @@ class NoviceHabits:
     """What the warm start imitates while it lacks facts: probabilities per turn.
 
     `guess`: answer anyway. `wander`: small talk or an irrelevant question. Otherwise it asks for a
-    relevant slot, one that is already told with probability `repeat`.
+    hidden slot, one that is already told with probability `repeat`.
     """
 
     guess: float = 0.35
@@ -155,7 +154,7 @@ class SlotNovice(ScriptedAssistant):
     """Answers right once informed, but guesses early, wanders and repeats itself before."""
 
     def __init__(self, slots, questions, answer, rng: np.random.Generator, habits: NoviceHabits, revealed: bool):
-        self.slots, self.questions, self.answer = [slot for slot in slots if slot.relevant], questions, answer
+        self.slots, self.questions, self.answer = slots, questions, answer
         self.rng, self.habits, self.revealed = rng, habits, revealed
 
     def act(self, messages: Sequence[Message]) -> str:
@@ -178,9 +177,3 @@ def difficulty_level(levels: Mapping[str, dict], name: str, task: str) -> dict:
     if name not in levels:
         raise unknown_name(f"difficulty of task {task!r}", name, levels)
     return dict(levels[name])
-
-
-def check_options(options: Mapping, allowed: set[str], task: str) -> None:
-    """Refuse options that a world does not have."""
-    if set(options) - allowed:
-        raise ItpoError(f"task {task!r} has no option {sorted(set(options) - allowed)}; it has {sorted(allowed)}")

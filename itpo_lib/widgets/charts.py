@@ -57,11 +57,11 @@ class Axis:
         return [(self.at(mark), f"{mark:.6g}".replace("-", "−")) for mark in inside]
 
 
-def spread_labels(heights: Sequence[float], low: float, high: float, gap: float = LABEL_GAP) -> list[float]:
-    """Move label heights apart until neighbours are `gap` apart, between `low` and `high` while there is room."""
+def spread_labels(heights: Sequence[float], low: float, high: float) -> list[float]:
+    """Move label heights apart until neighbours are `LABEL_GAP` apart, between `low` and `high` while there is room."""
     order = np.argsort(heights, kind="stable")
     placed = np.array(heights, dtype=float)[order]
-    steps = gap * np.arange(len(placed))
+    steps = LABEL_GAP * np.arange(len(placed))
     placed = np.maximum.accumulate(np.maximum(placed, low) - steps) + steps  # push down past the neighbour above
     placed = np.minimum(placed, high - steps[::-1])  # and back up from the floor
     result = np.empty(len(placed))
@@ -73,7 +73,6 @@ def line_chart(
     title: str,
     lines: Sequence[Line],
     *,
-    x_label: str = "training step",
     marker: float | None = None,
     level: tuple[str, float] | None = None,
     x_limits: Limits = (None, None),
@@ -93,7 +92,6 @@ def line_chart(
         "chart.svg",
         title=title,
         ends=", ".join(f"{line.label} {line.ys[-1]:.2f}" for line in named),
-        x_label=x_label,
         size=(width, height),
         box={"left": LEFT, "right": right, "top": TOP, "floor": floor},
         lines=[_drawn(line, place, x, y, labels.get(id(line))) for place, line in enumerate(lines)],

@@ -66,7 +66,7 @@ def explore(
     ratios = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in log_ratios])
     turn_ids = torch.tensor([[*range(1, len(row) + 1), *[0] * (width - len(row))] for row in log_ratios])
     scores, implicit = torch.tensor(outcomes), token_rewards(ratios, torch.zeros_like(ratios), beta)
-    given = assign_credit(credit, CreditInputs(scores, turn_ids, width, implicit, temperature))
+    given = assign_credit(credit, CreditInputs(scores, turn_ids, width, implicit, temperature=temperature))
     returns = reverse_cumsum(given.rewards) * given.mask
     advantages = rloo(given, scores, len(outcomes), baseline)
     taken = returns - advantages if baseline in SUMS_RETURNS else None

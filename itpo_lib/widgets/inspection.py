@@ -45,7 +45,9 @@ def turn_rewards(
     """
     ratios, turn_ids = torch.from_numpy(recording.log_ratios[state]), recording.turn_ids
     rewards = token_rewards(ratios, torch.zeros_like(ratios), beta)
-    inputs = CreditInputs(recording.outcomes, turn_ids, recording.n_turns, rewards, temperature, softmax)
+    inputs = CreditInputs(
+        recording.outcomes, turn_ids, recording.n_turns, rewards, temperature=temperature, softmax=softmax
+    )
     credit = assign_credit(method, inputs)
     if credit.unit_ids is turn_ids:
         return credit.rewards.numpy()

@@ -46,10 +46,10 @@ class Bar:
     width: float
 
 
-def bars(values: Sequence[float], scale: float, digits: int = 2) -> list[Bar]:
+def bars(values: Sequence[float], scale: float) -> list[Bar]:
     """One bar per number; `scale` fills the room."""
     room = max(scale, 1e-12)
-    return [Bar(v, signed(v, digits), min(100.0, 100 * abs(v) / room)) for v in values]
+    return [Bar(v, signed(v), min(100.0, 100 * abs(v) / room)) for v in values]
 
 
 @dataclass(frozen=True)
