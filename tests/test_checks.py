@@ -239,6 +239,7 @@ def test_cases_depend_on_the_seed_alone():
 
 def test_same():
     assert same([1.0, 2.0], torch.tensor([1.0, 2.0]), 1e-4) and same(np.float32(0.5), 0.5, 1e-4)
+    assert same(np.array([2.0, 1.0])[::-1], torch.tensor([1.0, 2.0]), 1e-4), "a view with negative strides"
     assert same({"a": [1, "x"]}, {"a": [1, "x"]}, 1e-4) and not same({"a": 1}, {"a": 1, "b": 2}, 1e-4)
     assert not same(torch.tensor([1e-3]), torch.tensor([0.0]), 1e-4)
     assert not same(torch.tensor([0.0]), torch.tensor([1e-3]), 1e-4), "the tolerance must stay below the values"

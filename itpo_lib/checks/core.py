@@ -248,7 +248,7 @@ def numbers(value: Any) -> Tensor | None:
     if isinstance(value, str | bytes | dict) or value is None:
         return None
     try:
-        return torch.as_tensor(value).detach().double()
+        return torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value).detach().double()
     except (TypeError, ValueError, RuntimeError):
         return None
 

@@ -61,10 +61,15 @@ def grade(
     seconds: Annotated[float, typer.Option(help="Time limit of a submission", min=1)] = 300,
     memory_mb: Annotated[int, typer.Option(help="Memory of a student's process beyond the libraries", min=64)] = 2048,
 ) -> None:
-    """Grade submissions without a database. Student code runs confined; what is finished is not run again."""
+    """Grade submissions without a database. Student code runs confined; what is finished is not run again.
+
+    A time-out counts as finished, too. To grade one submission anew, delete OUT/results/STUDENT/ASSIGNMENT.json.
+    """
     from ..grading import Limits
     from ..grading import grade as grade_all
 
+    if getattr(os, "geteuid", lambda: None)() == 0:
+        console.print("You are root: what the isolation leaves open is open to student code as root.", soft_wrap=True)
     show_grades(grade_all(submissions, solutions, out, jobs, Limits(cell_seconds, seconds, memory_mb)), out)
 
 

@@ -29,12 +29,14 @@ def as_text(value: Any) -> str:
 
 def write_feedback(record: dict[str, Any], out: Path) -> None:
     """`feedback/STUDENT/ASSIGNMENT.html`, for whoever handed in something that belongs to an assignment."""
+    path = out / "feedback" / record["student"] / f"{record['assignment']}.html"
+    if record["status"] == "missing":
+        path.unlink(missing_ok=True)  # of a file that was there at an earlier run
     if record["status"] in ("missing", "unknown assignment"):
         return
     from jinja2 import Environment
 
     template = files("itpo_lib").joinpath("templates/feedback.html").read_text()
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    path = out / "feedback" / record["student"] / f"{record['assignment']}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.render(**record), encoding="utf-8", errors="backslashreplace")

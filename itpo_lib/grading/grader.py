@@ -7,11 +7,13 @@ import itertools
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -198,7 +200,10 @@ def grade(submissions: Path, solutions: Path, out: Path, jobs: int = 2, limits: 
     paths = sorted(solutions.glob("*.ipynb"))
     require(bool(paths), f"there is no solution notebook in {str(solutions)!r}")
     assignments = {path.stem: Assignment(path, limits or Limits(), library) for path in paths}
-    records = [look(submissions, out, assignments, *found) for found in find(submissions, assignments)]
+    found = find(submissions, assignments)
+    wanted = "STUDENT/ASSIGNMENT.ipynb or STUDENT__ASSIGNMENT.ipynb"
+    require(bool(found), f"there is no notebook in {str(submissions)!r}; wanted are files {wanted} in it")
+    records = [look(submissions, out, assignments, *each) for each in found]
     with Progress(console=Console(stderr=True)) as bar:
         for assignment in assignments.values():
             if todo := [r for r in records if "cells" in r and r["assignment"] == assignment.name]:
@@ -208,7 +213,9 @@ def grade(submissions: Path, solutions: Path, out: Path, jobs: int = 2, limits: 
                     for future in as_completed([pool.submit(assignment.finish, record, out) for record in todo]):
                         future.result()
                         bar.advance(task)
-    for record in records:
+    for record, (*_, paths) in zip(records, found, strict=True):
+        names = [path.relative_to(submissions) for path in paths]
+        record["notes"] += [f"not graded: {name}; what counts is {names[0]}" for name in names[1:]]
         write_feedback(record, out)
     handed_in = [a for a in assignments.values() if any(r["assignment"] == a.name for r in records)]
     write_grades(records, [name for a in handed_in for name in a.exercises], out)
@@ -218,21 +225,34 @@ def grade(submissions: Path, solutions: Path, out: Path, jobs: int = 2, limits: 
 def find(submissions: Path, assignments: Iterable[str]) -> list[tuple[str, str, list[Path]]]:
     """Students, assignments and notebooks; none where others handed an assignment in and this student did not.
 
-    Taken are student/assignment.ipynb, student/any/assignment.ipynb (so collects nbgrader), student__assignment.ipynb.
+    Taken are student__assignment.ipynb, student/assignment.ipynb, then deeper ones (nbgrader collects
+    student/assignment/assignment.ipynb). The first of several counts.
     """
     found: dict[tuple[str, str], list[Path]] = {}
-    names = set(assignments)
-    for path in (p for pattern in ("*", "*/*", "*/*/*") for p in sorted(submissions.glob(f"{pattern}.ipynb"))):
-        parts = path.relative_to(submissions).parts
-        student, name = parts[0], path.stem
-        if len(parts) == 1:
-            name = next((n for n in names if path.stem.endswith(f"__{n}")), path.stem)
-            student = path.stem.removesuffix(f"__{name}")
-        if not any(part.startswith(".") for part in parts):
-            found.setdefault((student, name), []).append(path)
-    folders = {path.name for path in submissions.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    expected = itertools.product(folders | {student for student, _ in found}, {name for _, name in found} & names)
+    names = sorted(assignments, key=len, reverse=True)  # of two that fit, the longer one is meant
+    paths = {*submissions.glob("*/*"), *submissions.rglob("*")}  # the former looks behind links, too
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        parts = [unicodedata.normalize("NFC", part) for part in path.relative_to(submissions).parts]
+        if path.suffix.lower() == ".ipynb" and not any(map(is_hidden, parts)):
+            found.setdefault(whose(parts, names), []).append(path)
+    folders = {unicodedata.normalize("NFC", path.name) for path in submissions.iterdir() if path.is_dir()}
+    students = {folder for folder in folders if not is_hidden(folder)} | {student for student, _ in found}
+    expected = itertools.product(students, {name for _, name in found} & set(names))
     return [(*key, found.get(key, [])) for key in sorted({*found, *expected})]
+
+
+def whose(parts: list[str], assignments: list[str]) -> tuple[str, str]:
+    """Student and assignment by a path; `Name`, `name (1)`, `name-1` and `name-Copy1` are the assignment `name`."""
+    flat, stem = len(parts) == 1, Path(parts[-1]).stem
+    for name in assignments:
+        pattern = rf"{'(.*)__' * flat}{re.escape(name)}(?: \(\d+\)|-(?:Copy)?\d+)?"
+        if match := re.fullmatch(pattern, stem, re.I | re.S):
+            return match[1] if flat else parts[0], name
+    return stem if flat else parts[0], stem
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def look(
@@ -260,14 +280,13 @@ def look(
         )
         data = read_bytes(paths[0])
         record |= {"key": fingerprint(assignment.version.encode(), data), "cells": parse(data)}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # there is none, or what is there is no record
             saved = json.loads(saved_at(out, record).read_text())
             if saved["key"] == record["key"]:
                 record = saved
     except (ItpoError, OSError) as error:
         record["status"] = "unreadable" if name in assignments else "unknown assignment"
         record["notes"].append(f"{paths[0].name} {error}")
-    record["notes"] += [f"not graded: {path.relative_to(submissions)}" for path in paths[1:]]
     return record
 
 

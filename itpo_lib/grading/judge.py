@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot  # noqa: F401  its search for fonts takes a second: once, not in each worker
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
@@ -29,12 +30,13 @@ SHOWN = 1000  # characters of a message
 
 
 def quiet_shell() -> InteractiveShell:
-    """IPython without history and without tracebacks on the screen."""
+    """IPython without history, screen and terminal; `%matplotlib inline` and `!command` work nevertheless."""
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
-    for show in ("showtraceback", "showsyntaxerror"):
-        setattr(shell, show, lambda *args, **kwargs: None)
+    quiet = dict.fromkeys(("showtraceback", "showsyntaxerror", "enable_gui"), lambda *args, **kwargs: None)
+    for name, method in {**quiet, "system": shell.system_raw}.items():
+        setattr(shell, name, method)
     return shell
 
 
@@ -74,13 +76,16 @@ class Worker:
                 self.serve, Path(self.folder), self.job["memory_mb"] << 20, int(self.job["seconds"]) + 1
             )
             self.end = JudgeEnd(self.ids[2])
-            self.end.deadline = min(time.monotonic() + self.job["cell_seconds"], self.last)
-            self.isolation = self.end.ask("isolation")
+            self.isolation = self.timed(self.end).ask("isolation")
             for source in self.ran:
-                self.end.ask("run", source)
+                self.timed(self.end).ask("run", source)
             self.bind(self.names)
-        self.end.deadline = min(time.monotonic() + self.job["cell_seconds"], self.last)
-        return self.end
+        return self.timed(self.end)
+
+    def timed(self, end: JudgeEnd) -> JudgeEnd:
+        """`end`, with the time for one more cell."""
+        end.deadline = min(time.monotonic() + self.job["cell_seconds"], self.last)
+        return end
 
     def serve(self, pipe: Connection, isolation: list[str]) -> None:
         """What the process does: whatever the judge asks."""
@@ -91,6 +96,8 @@ class Worker:
                 os._exit(1)  # else what the cell hoards is missing in all later cells
             return in_a_line(error)
 
+        os.environ |= dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR"), self.folder)
+        tempfile.tempdir = None
         end = WorkerEnd(pipe, self.shell.user_ns, run)
         end.operations["isolation"] = lambda: isolation
         while True:
@@ -135,10 +142,10 @@ class Worker:
 
 
 def judge(shell: InteractiveShell, job: dict[str, Any]) -> dict[str, Any]:
-    """What each test of one submission says (None: passed), and what each answer's own cell raised."""
+    """What each test of one submission says (None: passed), and what an answer's cells raised first."""
     worker = Worker(shell, job)
     tests: dict[str, str | None] = {}
-    errors: dict[str, str | None] = {}
+    errors: dict[str, str] = {}
     stopped: dict[str, str | None] = {}  # exercises that ended the worker: their other tests would, too
     for step in job["steps"]:
         if step["kind"] == "setup":
@@ -146,7 +153,8 @@ def judge(shell: InteractiveShell, job: dict[str, Any]) -> dict[str, Any]:
             worker.run_here(step["source"])
         elif step["kind"] == "answer":
             for source in step["sources"]:
-                errors[step["id"]] = worker.run(source)
+                if error := worker.run(source):
+                    errors.setdefault(step["id"], error)
             worker.bind(step["names"])
             worker.names += step["names"]
         elif step["kind"] == "test":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -22,7 +23,15 @@ NEW_NAMESPACES = 0x10000000 | 0x40000000 | 0x20000000 | 0x08000000 | 0x00020000 
 PARENT_DEATH_SIGNAL, DUMPABLE, NO_NEW_PRIVILEGES = 1, 4, 38  # for prctl
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # Landlock's system calls
 FILE_RIGHTS = (13, 14, 15, 15, 16)  # how many kinds of file access Landlock knows, by version from 1 on
-READ, READ_WRITE = 0b1101, 0b110  # execute, read a file, list a folder; read and write a file
+READ, LIST, READ_WRITE = 0b101, 0b1000, 0b110  # execute and read a file; list a folder; read and write a file
+ETC = "fonts group host.conf hosts ld.so.cache localtime mime.types nsswitch.conf passwd ssl/certs ssl/openssl.cnf"
+SYSTEM = ("/usr", "/lib", "/lib64", *(f"/etc/{name}" for name in ETC.split()))
+DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "urandom", "zero"))
+SET_FILTER, FILTER = 22, 2  # for prctl: a program that says yes or no to each system call (seccomp)
+CALLS = {"x86_64": (0xC000003E, 41, 53), "aarch64": (0xC00000B7, 198, 199)}  # the ABI, socket, socketpair
+IO_URING_SETUP, OTHER_CALLS = 425, 0x40000000  # a second way to any system call; from here on x86-64 has x32's
+LOAD, AND, EQUAL, AT_LEAST, RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # the program's instructions
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
 FILE_BYTES, FOLDER_BYTES, PROCESSES = 16 * 2**20, 64 * 2**20, 32
 STALL_SECONDS = 5
 
@@ -54,8 +63,11 @@ def fork_confined(
             keep_only(theirs)
             limit(memory, seconds)
             given = ["no network", "other processes out of sight"] if cut_off else []
+            prctl(NO_NEW_PRIVILEGES, 1)
             if confine_files(folder, cut_off):
                 given.append("only the installation to read, only a small folder of its own to write")
+            if refuse_sockets():
+                given.append("no sockets")
             serve(theirs, given)
     finally:
         os._exit(0)
@@ -119,13 +131,37 @@ def confine_files(folder: Path, own_mounts: bool) -> bool:
     handled = struct.pack("=QQQ", every, 0b11 * (version >= 4), 0b11 * (version >= 6))
     ruleset = LIBC.syscall(CREATE_RULESET, handled, 8 if version < 4 else 16 if version < 6 else 24, 0)
     installation = (Path(__file__).parents[1], sys.prefix, sys.base_prefix, site.getusersitepackages())
-    readable = (*installation, "/usr", "/lib", "/lib64", "/etc", "/dev")
-    for path, rights in {**dict.fromkeys(map(str, readable), READ), os.devnull: READ_WRITE, str(folder): every}.items():
+    readable = dict.fromkeys(map(str, (*installation, *SYSTEM)), READ | LIST)
+    for path, rights in {**readable, **dict.fromkeys(DEVICES, READ_WRITE), str(folder): every}.items():
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_PATH)
-            LIBC.syscall(ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0)
+            allowed = rights if os.path.isdir(path) else rights & ~LIST  # else the rule is refused
+            LIBC.syscall(ADD_RULE, ruleset, 1, struct.pack("=Qi", allowed, descriptor), 0)
             os.close(descriptor)
-    prctl(NO_NEW_PRIVILEGES, 1)
     confined = LIBC.syscall(RESTRICT_SELF, ruleset, 0) == 0
     os.close(ruleset)
     return confined
+
+
+def refuse_sockets() -> bool:
+    """No socket but a pair of connected streams, as asyncio uses: neither a network nor a neighbour's socket file."""
+    if not LINUX or os.uname().machine not in CALLS:
+        return False
+    abi, single, pair = CALLS[os.uname().machine]
+    program = [  # instruction, how many to skip if true and if false, operand
+        (LOAD, 0, 0, 4),
+        (EQUAL, 0, 8, abi),
+        (LOAD, 0, 0, 0),  # which system call
+        (AT_LEAST, 6, 0, OTHER_CALLS),
+        (EQUAL, 5, 0, IO_URING_SETUP),
+        (EQUAL, 4, 0, single),
+        (EQUAL, 0, 4, pair),
+        (LOAD, 0, 0, 24),  # its second argument, the kind: a pair of datagrams can be sent anywhere
+        (AND, 0, 0, 0xF),
+        (EQUAL, 1, 0, socket.SOCK_STREAM),
+        (RETURN, 0, 0, REFUSE),
+        (RETURN, 0, 0, ALLOW),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+    header = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(code)))
+    return LIBC.prctl(SET_FILTER, FILTER, header, 0, 0) == 0
