@@ -50,9 +50,16 @@ def credit_of(rule: LearningRule, exp: Experience, n_turns: int, seed: int = 0) 
     """Credit with failed dialogues masked out and the price of length and KL charged to each unit."""
     outcomes = torch.where(exp.valid, exp.outcomes, 0.0)
     evidence = CreditInputs(
-        outcomes, exp.turn_ids, n_turns, exp.token_rewards, rule.credit_temperature, rule.softmax_mode, seed,
-        turn_values=exp.turn_values, turn_weights=exp.turn_weights,
-    )  # fmt: skip
+        outcomes,
+        exp.turn_ids,
+        n_turns,
+        exp.token_rewards,
+        temperature=rule.credit_temperature,
+        softmax=rule.softmax_mode,
+        seed=seed,
+        turn_values=exp.turn_values,
+        turn_weights=exp.turn_weights,
+    )
     credit = assign_credit(rule.credit, evidence)
     n_units = credit.mask.shape[1]
     prices = rule.length_penalty * unit_lengths(credit.unit_ids, n_units)

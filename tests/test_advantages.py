@@ -493,21 +493,18 @@ def test_ppo_with_equal_shares_and_no_return_to_go_is_plain_ppo_on_the_outcome()
     """K·w_k = 1 everywhere: nothing is left of the credit, and the critic's targets never knew it."""
     exp = experience()
     exp = dataclasses.replace(exp, token_rewards=torch.zeros_like(exp.token_rewards))
-    plain, plain_targets = token_advantages(
-        LearningRule("trajectory", "ppo", "turn", whiten_advantages=False), exp, G, 3
+    rules = (
+        LearningRule(credit, "ppo", baseline, whiten_advantages=False)
+        for credit, baseline in (("trajectory", "turn"), ("norm_itpo", "credit_weighted"))
     )
-    weighted, targets = token_advantages(
-        LearningRule("norm_itpo", "ppo", "credit_weighted", whiten_advantages=False), exp, G, 3
-    )
+    (plain, plain_targets), (weighted, targets) = (token_advantages(rule, exp, G, 3) for rule in rules)
     assert torch.allclose(weighted, plain, atol=1e-6) and torch.equal(targets, plain_targets)
 
 
 def test_ppo_credit_weighted_scales_each_turn_by_its_share():
     """λ = 1: A_t = K·w_k·(R − V_t), worked out by hand for every token."""
-    exp, rule = (
-        experience(),
-        LearningRule("norm_itpo", "ppo", "credit_weighted", gae_lambda=1.0, whiten_advantages=False),
-    )
+    exp = experience()
+    rule = LearningRule("norm_itpo", "ppo", "credit_weighted", gae_lambda=1.0, whiten_advantages=False)
     advantages, targets = token_advantages(rule, exp, G, 3)
     shares = credit_of(rule, exp, 3).shares
     for row, ids in enumerate(exp.turn_ids.tolist()):

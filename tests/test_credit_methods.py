@@ -122,9 +122,8 @@ def test_true_credit_is_not_summed_again():
     credit = torch.tensor([[0.3, 0.2, 0.0], [-0.1, -0.2, -0.2]])
     rloo, _ = token_advantages(LearningRule("oracle", "rloo", "turn", whiten_advantages=False), exp, 2, 3)
     assert torch.allclose(rloo, torch.tensor([[0.4, 0.4, 0.0], [-0.4, -0.4, -0.5]]), atol=1e-6)  # turn 3: no other
-    grpo, _ = token_advantages(
-        LearningRule("oracle", "grpo", "turn", grpo_scale="none", whiten_advantages=False), exp, 2, 3
-    )
+    centred = LearningRule("oracle", "grpo", "turn", grpo_scale="none", whiten_advantages=False)
+    grpo, _ = token_advantages(centred, exp, 2, 3)
     assert torch.allclose(grpo, (credit - credit.sum() / 5) * (exp.turn_ids > 0), atol=1e-6)
 
 

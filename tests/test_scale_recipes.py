@@ -260,6 +260,7 @@ def test_the_command_line_takes_a_recipe_and_flags_over_it(tmp_path, monkeypatch
     assert (settings.task, settings.seed, settings.lora, settings.scale) == ("document_writing", 7, True, "tiny")
     assert settings.options == {"max_steps": 4, "credit": "itpo", "beta": 0.5}
     assert settings.out == str(tmp_path / "run") and settings.device == "auto"
+    monkeypatch.undo()  # the run itself looks at its options, before it loads anything
     file.write_text("[options]\nmax_step = 9\n")
     failed = runner.invoke(app, arguments)
     assert failed.exit_code == 2 and "max_step" in failed.output and "max_steps" in failed.output

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..dialogue import Message
+from ..dialogue import Message, said_by
 from ..errors import require
 
 
@@ -133,7 +133,7 @@ class Task(ABC):
     def disclosed(self, goal: Goal, messages: Sequence[Message]) -> set[str]:
         """Names of the hidden facts that the user's replies hold so far, word for word."""
         first = next((i for i, m in enumerate(messages) if m["role"] == "assistant"), len(messages))
-        said = " ".join(["", *(m["content"] for m in messages[first:] if m["role"] == "user"), ""])
+        said = " ".join(["", *said_by("user", messages[first:]), ""])
         return {name for name, value in goal.hidden.items() if f" {value} " in said}
 
     def informative_turns(self, goal: Goal, messages: Sequence[Message]) -> list[bool]:

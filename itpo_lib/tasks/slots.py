@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -103,13 +104,11 @@ def told_values(messages: Sequence[Message], slots: Sequence[Slot]) -> dict[str,
     Openings that reveal everything are read too: a message that matches a reply's template counts.
     """
     told: dict[str, str] = {}
-    for message in messages:
-        if message["role"] == "user":
-            for slot in slots:
-                for template in slot.replies:
-                    for choice in slot.choices:
-                        if f" {template.format(value=choice)} " in f" {message['content']} ":
-                            told[slot.name] = choice
+    for text in said_by("user", messages):
+        for slot in slots:
+            for template, choice in itertools.product(slot.replies, slot.choices):
+                if f" {template.format(value=choice)} " in f" {text} ":
+                    told[slot.name] = choice
     return told
 
 
