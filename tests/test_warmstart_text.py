@@ -263,7 +263,7 @@ def test_the_table_of_a_task_follows_from_its_rows():
         (["--difficulty", "hard", "--out", "OUT"], "stress"),
         (["--model", "no/such/folder", "--out", "OUT"], "cannot load"),
         ([], "--out"),
-        (["--scale", "hub", "--out", "OUT"], "choose tiny or text"),
+        (["--scale", "hub", "--out", "OUT"], "choose one of text, tiny"),
         (["--scale", "tiny", "--model", "smollm2", "--out", "OUT"], "--scale text"),
     ],
 )
