@@ -7,20 +7,19 @@ Tables: [run] fields of `RunSettings`, [options] fields of `ITPOConfig`, [task_o
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checking import check_type, check_types
 from .errors import ItpoError, require, unknown_name
 from .estimates import DEVICES, Workload, memory, step_seconds
 from .model_shapes import SHAPES
 from .presets import ADAPTERS, PRESETS
 from .run import DEFAULT_MODELS, RunSettings
+from .tasks import list_tasks
 
 FOLDERS = (Path(__file__).parent / "recipe_files", Path(__file__).parent.parent / "recipes")  # installed, or in a clone
 RUN_FIELDS = {f.name for f in dataclasses.fields(RunSettings)} - {"options", "task_options"}
@@ -118,15 +117,20 @@ def parse_recipe(name: str, data: dict[str, Any], task: str | None = None) -> Re
     check_keys(name, "run", run, RUN_FIELDS)
     check_keys(name, "dialogue", data.get("dialogue", {}), dialogue_fields())
     check_keys(name, "expected", data.get("expected", {}), [f.name for f in dataclasses.fields(Expected)])
+    check_types(RunSettings, run, f"{name}: [run] ")
+    check_types(Expected, data.get("expected", {}), f"{name}: [expected] ")
+    check_type(f"{name}: [dialogue]", data.get("dialogue", {}), dict[str, float])
+    for key, kind in (("title", str), ("gpus", int), ("needs", list[str]), ("server", list[str])):
+        check_type(f"{name}: {key}", data.get(key, kind()), kind)
     special = special_tables(name, data.get("tasks", {}), task or run.get("task", "math_tutoring"))
     run["task"] = task or run.get("task", "math_tutoring")
+    if run.get("scale", "tiny") not in PRESETS:
+        raise unknown_name(f"scale in {name}", run["scale"], PRESETS)
     settings = RunSettings(
         **run,
         options={**data.get("options", {}), **special.get("options", {})},
         task_options={**data.get("task_options", {}), **special.get("task_options", {})},
     )
-    if settings.scale not in PRESETS:
-        raise unknown_name(f"scale in {name}", settings.scale, PRESETS)
     hardware = data.get("hardware", "cpu")
     if hardware not in ("cpu", *DEVICES):
         raise unknown_name(f"hardware in {name}", hardware, ("cpu", *DEVICES))
@@ -155,9 +159,13 @@ def dialogue_fields() -> list[str]:
 
 def special_tables(name: str, tables: dict[str, Any], task: str) -> dict[str, Any]:
     """The checked table of one task; the others are checked too."""
+    known = {task, *(registered for registered, _ in list_tasks())}
     for other, table in tables.items():
+        if other not in known and ".py:" not in other:
+            raise unknown_name(f"task in {name} [tasks]", other, known)
         require(isinstance(table, dict), f"{name}: [tasks.{other}] must be a table, got {table!r}")
         check_keys(name, f"tasks.{other}", table, ("options", "task_options"))
+        check_type(f"{name}: [tasks.{other}]", table, dict[str, dict[str, Any]])
     return tables.get(task, {})
 
 
@@ -168,31 +176,11 @@ def check_keys(name: str, table: str, found: Iterable[str], known: Iterable[str]
             raise unknown_name(f"key in {name}{f' [{table}]' if table else ''}", key, known)
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Refuse fields that `ITPOConfig` lacks and values of the wrong type, before anything is loaded."""
-    from .config import ITPOConfig  # imports TRL, which takes seconds
-
-    hints = typing.get_type_hints(ITPOConfig)
-    for key, value in options.items():
-        close = difflib.get_close_matches(key, ITPOConfig.__dataclass_fields__, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; `itpo train --help` lists the common ones"
-        require(key in ITPOConfig.__dataclass_fields__, f"ITPOConfig has no field {key!r}{hint}")
-        kinds = simple_kinds(hints[key])
-        fits = not kinds or type(value) in kinds or (type(value) is int and float in kinds)
-        wanted = " or ".join(sorted(kind.__name__ for kind in kinds))
-        require(fits, f"{key} must be {wanted}, got {value!r} ({type(value).__name__})")
-
-
-def simple_kinds(hint: Any) -> set[type]:
-    """The plain types of an annotation; empty where it holds anything else, which is then not checked."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    kinds = set(parts)
-    return kinds if kinds <= {int, float, bool, str, type(None)} else set()
-
-
 def settings_of(source: str, given: dict[str, Any], options: dict[str, Any]) -> RunSettings:
     """A recipe's settings under what was typed on the command line: fields of `RunSettings`, and `options`."""
     recipe, given = load_recipe(source, given.get("task")), dict(given)
+    from .config import check_options  # imports TRL, which takes seconds
+
     settings = dataclasses.replace(
         recipe.settings,
         **{**given, "task_options": {**recipe.settings.task_options, **given.get("task_options", {})}},

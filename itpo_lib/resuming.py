@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import require
-from .processes import checkpoint_note
+from .files import write_whole
+from .processes import checkpoint_note, file_sizes
 from .replay import Replay
 from .sidecar import Sidecar
 
@@ -32,10 +33,11 @@ def complete_checkpoint(folder: Path, parts: Sequence[Sidecar | Replay], args: I
     """Write what trains beside the policy, then the mark that all of it is there."""
     for part in parts:
         part.save(folder)
-    (folder / COMPLETE).write_text(json.dumps(checkpoint_note(args, step)) + "\n")
+    note = {**checkpoint_note(args, step), "files": file_sizes(folder)}
+    write_whole(folder / COMPLETE, json.dumps(note) + "\n")
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint of a run; one that was cut off while saving is passed over."""
-    complete = [p.parent for p in run.glob(f"checkpoint-*/{COMPLETE}")]
+    complete = [p.parent for p in run.glob(f"checkpoint-*/{COMPLETE}") if p.parent.name.split("-")[1].isdigit()]
     return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)
