@@ -38,7 +38,9 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             rows = read_metrics(self.path)
             strange = [row for row in rows if not (isinstance(row, dict) and isinstance(row.get("step"), int))]
-            require(not strange, f"{self.path.name} has rows without a step, such as {str(strange[:1])[1:60]}; remove them")
+            require(
+                not strange, f"{self.path.name} has rows without a step, such as {str(strange[:1])[1:60]}; remove them"
+            )
             kept = [row for row in rows if row["step"] <= state.global_step]
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 

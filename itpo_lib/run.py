@@ -17,7 +17,7 @@ import torch
 from .checking import check_bounds, check_types
 from .errors import ItpoError, require, unknown_name
 from .files import make_folder, write_whole
-from .presets import ADAPTERS, EVAL_DIALOGUES, PRESETS
+from .presets import ADAPTERS, DEVICES, EVAL_DIALOGUES, PRESETS
 from .processes import check_resumable
 from .tasks import Task, ceiling, get_task
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from .trainer import ITPOTrainer
 
-DEVICES = ("auto", "cpu")
 BOUNDS = {">= 0": ("seed",), "<= 4294967295": ("seed",), ">= 1": ("eval_dialogues", "threads")}  # seeds: NumPy's
 
 
@@ -196,7 +195,11 @@ def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer, keep: bool) ->
     if not (keep and path.exists()):
         model = trainer.accelerator.unwrap_model(trainer.model)
         summary, dialogues = evaluate(model, trainer.chat, trainer.task, settings.n_eval)
-        before = {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]], "made_with": made_with}
+        before = {
+            "summary": summary.to_dict(),
+            "dialogues": [d.to_dict() for d in dialogues[:8]],
+            "made_with": made_with,
+        }
         write_whole(path, json.dumps(before))
     try:
         before = json.loads(path.read_text())

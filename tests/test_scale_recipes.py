@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from itpo_lib import recipes
 from itpo_lib.cli import app
+from itpo_lib.config import check_options
 from itpo_lib.doctor import Accelerator, Machine, inspect_machine, judge, main_memory, verdicts, versions
 from itpo_lib.errors import ItpoError
 from itpo_lib.estimates import DEVICES, GIB, Workload, activation_bytes, memory, model_bytes, passes, step_seconds
 from itpo_lib.model_shapes import SHAPES, ModelShape
-from itpo_lib.config import check_options
 from itpo_lib.recipes import load_recipe, parse_recipe, recipe_files, settings_of
 
 ROOT = Path(__file__).parent.parent
@@ -195,6 +195,17 @@ GOOD = {"run": {"scale": "tiny"}, "options": {"max_steps": 3}}
         ({"run": {"scale": "huge"}}, "scale in x 'huge'"),
         ({"hardware": "tpu"}, "hardware in x 'tpu'"),
         ({"expected": {"memory_basis": "guessed"}}, "basis in x 'guessed'"),
+        ({"run": {"seed": "x"}}, r"x: \[run\] seed must be int, got 'x'"),
+        ({"run": {"lora": "yes"}}, r"\[run\] lora must be bool, got 'yes' .*true or false"),
+        ({"run": {"device": "gpu"}}, "unknown device 'gpu': choose one of auto, cpu"),
+        ({"run": {"eval_dialogues": 0}}, "eval_dialogues must be >= 1, got 0"),
+        ({"expected": {"minutes": "x"}}, r"\[expected\] minutes must be float, got 'x'"),
+        ({"dialogue": {"turns": "x"}}, r"\[dialogue\] must be dict\[str, float\]"),
+        ({"gpus": "two"}, "x: gpus must be int, got 'two'"),
+        ({"title": 3}, "x: title must be str, got 3"),
+        ({"needs": "vllm"}, r"x: needs must be list\[str\], got 'vllm'"),
+        ({"tasks": {"math_tutorin": {"options": {}}}}, r"task in x \[tasks\] 'math_tutorin'.*'math_tutoring'"),
+        ({"tasks": {"math_tutoring": {"options": 3}}}, r"\[tasks.math_tutoring\] must be dict"),
     ],
 )
 def test_a_wrong_key_is_named(change, says):
@@ -212,6 +223,11 @@ def test_a_wrong_key_is_named(change, says):
         ({"max_steps": 2.5}, "max_steps must be int, got 2.5"),
         ({"bf16": 1}, "bf16 must be bool or null, got 1 .*write true or false"),
         ({"max_steps": True}, "max_steps must be int, got True"),
+        ({"prm_balanced": "no"}, "prm_balanced must be bool, got 'no' .*write true or false"),
+        ({"oracle_samples": 2.5}, "oracle_samples must be int, got 2.5"),
+        ({"report_to": 3}, r"report_to must be str or list\[str\] or null, got 3"),
+        ({"seed": 3}, "seed is no option but a setting of the run: use --seed"),
+        ({"output_dir": "x"}, "output_dir .*use --out"),
     ],
 )
 def test_wrong_options_are_named_before_work(options, says):

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import require
+from ..errors import require, unknown_name
+from ..files import make_room
 from ..terminal import console, show_dialogue, show_study, show_table
 from .options import (
     Device,
@@ -20,6 +21,8 @@ from .options import (
     TaskOptions,
     options_of_task,
     parse_options,
+    refuse_flags,
+    typed_flags,
     use_one_thread,
 )
 
@@ -41,7 +44,7 @@ def train(
         str | None, typer.Option(help="RLOO's baseline: auto, turn, official, outcome, credit_weighted or signed")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the run")] = Path("runs/latest"),
     peft: Annotated[str | None, typer.Option(help="lora: train adapters on one frozen base")] = None,
     device: Device = "auto",
@@ -61,12 +64,15 @@ def train(
     from ..run import RunSettings
 
     if resume:
+        refuse_flags(
+            ctx, ("out", "set_", "resume"), "a resumed run keeps its settings; change options with --set NAME=VALUE"
+        )
         settings = RunSettings.load(out)
         settings.options |= parse_options(set_ or [])
         run_and_show(settings, resume=True)
         return
     require(peft in (None, "lora"), f"unknown --peft {peft!r}: choose lora, or leave it out")
-    typed = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    typed = typed_flags(ctx)
     named: dict[str, Any] = {"credit": credit, "estimator": estimator, "baseline": baseline, "max_steps": steps}
     wanted: dict[str, Any] = {
         "task": task,
@@ -135,7 +141,7 @@ def warmstart(
     steps: Annotated[
         int | None, typer.Option(help="Imitation steps; default 800 of 64 dialogues (tiny), 120 of 16 (text)", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and dialogues")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and dialogues", min=0)] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoint; default at tiny scale: the shipped one's place")
     ] = None,
@@ -182,8 +188,16 @@ def study(
     from tqdm import tqdm
 
     from ..credit import CREDITS
+    from ..models import shipped_checkpoint
     from ..study import grid, run_study
+    from ..tasks import get_task
 
+    for name in credit or []:
+        if name not in CREDITS:
+            raise unknown_name("credit", name, CREDITS)
+    get_task(task, difficulty=difficulty)
+    shipped_checkpoint(task, difficulty)
+    make_room(out)
     credits = credit or (["norm_itpo", "trajectory"] if quick else list(CREDITS))
     options = {"max_steps": 40} if quick else {}
     cells = grid([task], credits, ["rloo"], range(2 if quick else seeds), difficulty=difficulty, options=options)
