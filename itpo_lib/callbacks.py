@@ -37,10 +37,9 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             rows = read_metrics(self.path)
-            strange = [row for row in rows if not (isinstance(row, dict) and isinstance(row.get("step"), int))]
-            require(
-                not strange, f"{self.path.name} has rows without a step, such as {str(strange[:1])[1:60]}; remove them"
-            )
+            for row in rows:
+                whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+                require(whole, f"{self.path.name} has a row without a step, {str(row)[:60]}: remove it")
             kept = [row for row in rows if row["step"] <= state.global_step]
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 

@@ -21,9 +21,10 @@ def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:
     """Refuse names that the dataclass `kind` has no field for, and values of another type than the field's."""
     hints = typing.get_type_hints(kind)
     for name, value in values.items():
-        close = difflib.get_close_matches(name, hints, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; `itpo train --help` lists the common ones"
-        require(name in hints, f"{where}{kind.__name__} has no field {name!r}{hint}")
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "`itpo train --help` lists the common ones"
+            raise ItpoError(f"{where}{kind.__name__} has no field {name!r}; {hint}")
         check_type(f"{where}{name}", value, hints[name])
 
 

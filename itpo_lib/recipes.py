@@ -124,8 +124,6 @@ def parse_recipe(name: str, data: dict[str, Any], task: str | None = None) -> Re
         check_type(f"{name}: {key}", data.get(key, kind()), kind)
     special = special_tables(name, data.get("tasks", {}), task or run.get("task", "math_tutoring"))
     run["task"] = task or run.get("task", "math_tutoring")
-    if run.get("scale", "tiny") not in PRESETS:
-        raise unknown_name(f"scale in {name}", run["scale"], PRESETS)
     settings = RunSettings(
         **run,
         options={**data.get("options", {}), **special.get("options", {})},

@@ -190,23 +190,18 @@ def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer, keep: bool) ->
     from .evaluate import evaluate
 
     path = Path(settings.out) / "before.json"
-    made_with = {k: v for k, v in asdict(settings).items() if k in ("task", "scale", "model", "task_options")}
-    made_with["eval_dialogues"] = settings.n_eval
+    of = {"n": settings.n_eval, **{k: getattr(settings, k) for k in ("task", "scale", "model", "task_options")}}
     if not (keep and path.exists()):
         model = trainer.accelerator.unwrap_model(trainer.model)
         summary, dialogues = evaluate(model, trainer.chat, trainer.task, settings.n_eval)
-        before = {
-            "summary": summary.to_dict(),
-            "dialogues": [d.to_dict() for d in dialogues[:8]],
-            "made_with": made_with,
-        }
+        before = {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]], "of": of}
         write_whole(path, json.dumps(before))
     try:
         before = json.loads(path.read_text())
-        made = before["summary"] and before["dialogues"] and before.get("made_with", made_with)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = before["summary"] and before["dialogues"] and before.get("of", of)
+    except (ValueError, KeyError, TypeError) as error:
         raise ItpoError(f"corrupt run: {path} cannot be read ({error!r}); remove it, and it is made again") from error
-    require(made == made_with, f"{path} is of another run ({made}); remove it, and it is made again")
+    require(found == of, f"{path} is of another run ({found}); remove it, and it is made again")
     return before
 
 

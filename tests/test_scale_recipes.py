@@ -192,7 +192,7 @@ GOOD = {"run": {"scale": "tiny"}, "options": {"max_steps": 3}}
         ({"tasks": {"math_tutoring": {"option": {}}}}, r"\[tasks.math_tutoring\] 'option'"),
         ({"tasks": {"math_tutoring": 3}}, r"\[tasks.math_tutoring\] must be a table, got 3"),
         ({"options": 3}, r"\[options\] must be a table, got 3"),
-        ({"run": {"scale": "huge"}}, "scale in x 'huge'"),
+        ({"run": {"scale": "huge"}}, "unknown scale 'huge'"),
         ({"hardware": "tpu"}, "hardware in x 'tpu'"),
         ({"expected": {"memory_basis": "guessed"}}, "basis in x 'guessed'"),
         ({"run": {"seed": "x"}}, r"x: \[run\] seed must be int, got 'x'"),

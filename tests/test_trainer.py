@@ -398,9 +398,9 @@ def test_a_damaged_file_in_a_checkpoint_of_an_older_version_is_named(finished, t
     [
         ("before.json", b"{", "before.json cannot be read .*remove it, and it is made again"),
         ("before.json", b"{}", "before.json cannot be read"),
-        ("before.json", b'{"summary": {"n": 4}, "dialogues": [1], "made_with": {"task": "x"}}', "of another run"),
-        ("metrics.jsonl", b'{"loss": 1}\n', "metrics.jsonl has rows without a step"),
-        ("metrics.jsonl", b"3\n", "metrics.jsonl has rows without a step"),
+        ("before.json", b'{"summary": {"n": 4}, "dialogues": [1], "of": {"task": "x"}}', "of another run"),
+        ("metrics.jsonl", b'{"loss": 1}\n', "metrics.jsonl has a row without a step"),
+        ("metrics.jsonl", b"3\n", "metrics.jsonl has a row without a step"),
         ("settings.json", b'{"options": {"prm_epochs": "two"}}', "prm_epochs must be int, got 'two'"),
     ],
 )
