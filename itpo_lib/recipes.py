@@ -119,7 +119,8 @@ def parse_recipe(name: str, data: dict[str, Any], task: str | None = None) -> Re
     check_keys(name, "expected", data.get("expected", {}), [f.name for f in dataclasses.fields(Expected)])
     check_types(RunSettings, run, f"{name}: [run] ")
     check_types(Expected, data.get("expected", {}), f"{name}: [expected] ")
-    check_type(f"{name}: [dialogue]", data.get("dialogue", {}), dict[str, float])
+    for key, value in data.get("dialogue", {}).items():
+        check_type(f"{name}: [dialogue] {key}", value, float)
     for key, kind in (("title", str), ("gpus", int), ("needs", list[str]), ("server", list[str])):
         check_type(f"{name}: {key}", data.get(key, kind()), kind)
     special = special_tables(name, data.get("tasks", {}), task or run.get("task", "math_tutoring"))

@@ -200,7 +200,7 @@ GOOD = {"run": {"scale": "tiny"}, "options": {"max_steps": 3}}
         ({"run": {"device": "gpu"}}, "unknown device 'gpu': choose one of auto, cpu"),
         ({"run": {"eval_dialogues": 0}}, "eval_dialogues must be >= 1, got 0"),
         ({"expected": {"minutes": "x"}}, r"\[expected\] minutes must be float, got 'x'"),
-        ({"dialogue": {"turns": "x"}}, r"\[dialogue\] must be dict\[str, float\]"),
+        ({"dialogue": {"turns": "x"}}, r"\[dialogue\] turns must be float, got 'x'"),
         ({"gpus": "two"}, "x: gpus must be int, got 'two'"),
         ({"title": 3}, "x: title must be str, got 3"),
         ({"needs": "vllm"}, r"x: needs must be list\[str\], got 'vllm'"),
