@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from .errors import ItpoError
+from .errors import ItpoError, require
+from .files import write_whole
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -34,15 +36,27 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            rows = [row for row in read_metrics(self.path) if row["step"] <= state.global_step]
-            fresh = self.path.with_suffix(".partial")
-            fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            fresh.replace(self.path)
+            rows = read_metrics(self.path)
+            for row in rows:
+                whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+                require(whole, f"{self.path.name} has a row without a step, {str(row)[:60]}: remove it")
+            kept = [row for row in rows if row["step"] <= state.global_step]
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class OnBegin(TrainerCallback):
+    """Does something once the run has begun; a resumed one has loaded its checkpoint by then."""
+
+    def __init__(self, act: Callable[[], None]):
+        self.act = act
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.act()
 
 
 class ProgressBar(TrainerCallback):

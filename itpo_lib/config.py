@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-import difflib
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from trl import GRPOConfig
 
 from .advantages import BASELINES, ESTIMATORS, GRPO_BASELINES, GRPO_SCALES, PPO_BASELINES, baselines_for
+from .checking import check_bounds, check_types
 from .credit import CREDITS, GIVES_SHARES, NEEDS_PRM, SOFTMAX_MODES
-from .errors import require, type_names, unknown_name
+from .errors import require, unknown_name
 from .learning import LearningRule
 
 PRM_ORDERS = ("update_then_score", "score_then_update")
 KL_PLACES = ("loss", "reward")
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")  # TRL's
+BOUNDS = {  # 1e-6: what is divided by it stays finite in float32
+    ">= 1e-6": ("credit_temperature", "temperature", "prm_beta"),
+    "> 0": ("prm_learning_rate", "critic_learning_rate", "prm_max_grad_norm", "prm_clip", "critic_clip", "save_steps"),
+    ">= 0": (
+        *("learning_rate", "beta", "length_penalty", "weight_decay", "max_grad_norm", "warmup_steps", "prm_replay"),
+        *("gamma", "gae_lambda", "max_failed_share"),
+    ),
+    "<= 1": ("gamma", "gae_lambda", "max_failed_share"),
+    ">= 1": (
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_iterations"),
+        *("prm_epochs", "critic_epochs", "prm_mini_batch_size", "micro_batch_size", "rollout_waves"),
+    ),
+    ">= 2": ("num_generations", "oracle_samples"),  # a group of one has no baseline
+}
 BASELINES_OF = {"rloo": BASELINES, "grpo": GRPO_BASELINES, "ppo": PPO_BASELINES}
+SETTINGS = {"output_dir": "--out (RunSettings.out)", "seed": "--seed (RunSettings.seed)", "use_cpu": "--device cpu"}
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse fields that `ITPOConfig` lacks and values of the wrong type, before anything is loaded."""
+    for name, place in SETTINGS.items():
+        require(name not in options, f"{name} is no option but a setting of the run: use {place}")
+    check_types(ITPOConfig, options)
 
 
 @dataclass
@@ -77,6 +98,7 @@ class ITPOConfig(GRPOConfig):
     max_failed_share: float = field(default=0.25, metadata={"help": "Stop if more of a batch's dialogues failed"})
     # TRL fields with another default
     num_generations: int = 8
+    max_completion_length: int | None = None  # the trainer sets it: the task's limits decide
     gradient_checkpointing: bool = False
     lr_scheduler_type: str = "constant"
     logging_steps: float = 1
@@ -86,6 +108,8 @@ class ITPOConfig(GRPOConfig):
     vllm_importance_sampling_mode: str = "token_truncate"  # a whole dialogue's ratio would mask nearly all of them
 
     def __post_init__(self) -> None:
+        ours = {*ITPOConfig.__annotations__, *(name for names in BOUNDS.values() for name in names), "max_steps"}
+        check_types(ITPOConfig, {name: getattr(self, name) for name in sorted(ours)})
         for name, choices in (
             ("credit", CREDITS),
             ("estimator", ESTIMATORS),
@@ -94,23 +118,19 @@ class ITPOConfig(GRPOConfig):
             ("softmax_mode", SOFTMAX_MODES),
             ("prm_order", PRM_ORDERS),
             ("kl_in", KL_PLACES),
+            ("loss_type", LOSSES),
         ):
             if getattr(self, name) not in choices:
                 raise unknown_name(name, getattr(self, name), choices)
-        for name in ("credit_temperature", "prm_beta", "prm_learning_rate", "critic_learning_rate", "temperature"):
-            require(getattr(self, name) > 0, f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda", "max_failed_share"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        check_bounds(self, BOUNDS)
         require(
-            self.num_generations >= 2,
-            f"num_generations must be >= 2 (a group of one has no baseline), got {self.num_generations}",
+            self.max_steps == -1 or self.max_steps >= 1,
+            f"max_steps must be >= 1 (or -1: as num_train_epochs says), got {self.max_steps}",
         )
-        require(self.prm_replay >= 0, f"prm_replay must be >= 0 dialogues, got {self.prm_replay}")
         require(
-            isinstance(self.rollout_waves, int) and self.rollout_waves >= 1,
-            f"rollout_waves must be an integer >= 1, got {self.rollout_waves!r}",
+            self.max_completion_length is None,
+            f"max_completion_length is the task's limits.max_tokens: leave it out, got {self.max_completion_length}",
         )
-        require(self.oracle_samples >= 2, f"oracle_samples must be >= 2, got {self.oracle_samples}")
         require(
             self.gamma == 1 or self.credit not in ("value", "oracle"),
             f"credit {self.credit!r} is a difference of undiscounted values: gamma must be 1, got {self.gamma}; "
@@ -155,22 +175,3 @@ class ITPOConfig(GRPOConfig):
             if self.credit == "trajectory":  # K·w_k would train its last turn alone
                 baseline = "turn" if self.estimator == "ppo" else "outcome"
         return LearningRule(**{f.name: getattr(self, f.name) for f in fields(LearningRule)} | {"baseline": baseline})
-
-
-def check_options(options: Mapping[str, typing.Any]) -> None:
-    """Refuse fields that `ITPOConfig` lacks and values of the wrong type, before anything is loaded."""
-    known, hints = ITPOConfig.__dataclass_fields__, typing.get_type_hints(ITPOConfig)
-    for name, value in options.items():
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "`itpo train --help` lists the common ones"
-        require(name in known, f"ITPOConfig has no field {name!r}; {hint}")
-        kinds = plain_types(hints[name])
-        fits = not kinds or type(value) in kinds or (type(value) is int and float in kinds)
-        require(fits, f"{name} must be {type_names(kinds)}, got {value!r} ({type(value).__name__})")
-
-
-def plain_types(hint: typing.Any) -> set[type]:
-    """The plain types of an annotation; empty where it holds anything else, which is then not checked."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    kinds = set(parts)
-    return kinds if kinds <= {int, float, bool, str, type(None)} else set()

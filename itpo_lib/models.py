@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -100,13 +101,34 @@ def load_policy(
         model = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=dtype or torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except ItpoError:
+        raise
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         raise ItpoError(
-            f"cannot load the model {name!r}: {str(error).splitlines()[0]} Pass 'tiny', 'smollm2', a folder with "
-            "config.json and model.safetensors, or the name of a model on the Hugging Face hub"
+            f"cannot load the model {name!r}: {shorten(str(error), 300)} Pass 'tiny', 'smollm2', a folder with "
+            "config.json, model.safetensors and a tokenizer, or the name of a model on the Hugging Face hub"
         ) from error
     model.to(device)  # type: ignore[arg-type]  # the decorator around `to` loses self in its annotation
-    return model.eval(), ChatFormat(tokenizer)
+    chat = ChatFormat(tokenizer)
+    check_tokenizer(chat, model)
+    return model.eval(), chat
+
+
+def check_tokenizer(chat: ChatFormat, model: PreTrainedModel) -> None:
+    """Refuse a tokenizer that cannot fill a batch, or has ids beyond the model's embedding that would be read."""
+    tokenizer, rows = chat.tokenizer, len(model.get_input_embeddings().weight)  # type: ignore[arg-type]  # a tensor
+    require(
+        tokenizer.pad_token is not None or tokenizer.eos_token is not None,
+        f"the tokenizer {tokenizer.name_or_path!r} has neither a pad_token nor an eos_token; set one in "
+        "tokenizer_config.json",
+    )
+    unused = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}  # such as for images
+    read = {*tokenizer.get_vocab().values()} - unused | {*chat.prompt_ids([{"role": "user", "content": "a"}])}
+    require(
+        max(read) < rows,
+        f"the tokenizer {tokenizer.name_or_path!r} has ids up to {max(read)}, and the model's embedding has {rows} "
+        "rows: take the model's own tokenizer, or resize its embedding (resize_token_embeddings)",
+    )
 
 
 def check_policy(model: PreTrainedModel, peft_config: Any) -> None:
@@ -127,6 +149,9 @@ def check_policy(model: PreTrainedModel, peft_config: Any) -> None:
     with torch.no_grad():
         here, later = (backbone(model)(ids, position_ids=ids + place).last_hidden_state for place in (0, 8))
     require(
+        bool(here.isfinite().all()), "the policy's weights hold NaN or infinity: take a checkpoint from before that"
+    )
+    require(
         bool((here - later).abs().max() <= 0.1 * here.abs().max()),
         f"{model.config.model_type} has learned positions, which TRL's loss would shift: it pads prompts on the left. "
         "Use a model with rotary positions, such as Qwen, Llama or SmolLM",
@@ -139,6 +164,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     A tokenizer without a class of its own is loaded as what it is: AutoTokenizer would take the
     model's family instead and, for a tiny Qwen2, silently swap in Qwen2's byte-level splitting.
     """
+    found = not path.is_dir() or any(file for kind in ("tokenizer*", "vocab*", "*.model") for file in path.glob(kind))
+    require(found, f"{path} holds no tokenizer: copy the files that its model came with, such as tokenizer.json")
     settings = path / "tokenizer_config.json"
     generic = ("TokenizersBackend", "PreTrainedTokenizerFast")
     if settings.exists() and json.loads(settings.read_text()).get("tokenizer_class") in generic:
@@ -164,7 +191,8 @@ def check_checkpoint(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     config, weights = path / "config.json", sorted(path.glob("*.safetensors"))
-    require(config.exists(), f"{path} is no checkpoint: config.json is missing")
+    of_run = f"; it is a run, whose policy is {path / 'policy'}" if (path / "settings.json").exists() else ""
+    require(config.exists(), f"{path} is no checkpoint: config.json is missing{of_run}")
     try:
         json.loads(config.read_text())
     except ValueError as error:

@@ -42,6 +42,7 @@ HUB: dict[str, Any] = {  # the paper's released scripts (RLOO): 16 prompts x 8 s
     "micro_batch_size": 4,
     "gradient_checkpointing": True,
 }
+DEVICES = ("auto", "cpu")
 EVAL_DIALOGUES = {"tiny": 256, "text": 4, "hub": 64}
 PRESETS = {"tiny": TINY, "text": TEXT, "hub": HUB}
 ADAPTERS: dict[str, Any] = {

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .checking import check_type, check_types
 from .errors import ItpoError, require, unknown_name
 from .estimates import DEVICES, Workload, memory, step_seconds
 from .model_shapes import SHAPES
 from .presets import ADAPTERS, PRESETS
 from .run import DEFAULT_MODELS, RunSettings
+from .tasks import list_tasks
 
 FOLDERS = (Path(__file__).parent / "recipe_files", Path(__file__).parent.parent / "recipes")  # installed, or in a clone
 RUN_FIELDS = {f.name for f in dataclasses.fields(RunSettings)} - {"options", "task_options"}
@@ -115,6 +117,12 @@ def parse_recipe(name: str, data: dict[str, Any], task: str | None = None) -> Re
     check_keys(name, "run", run, RUN_FIELDS)
     check_keys(name, "dialogue", data.get("dialogue", {}), dialogue_fields())
     check_keys(name, "expected", data.get("expected", {}), [f.name for f in dataclasses.fields(Expected)])
+    check_types(RunSettings, run, f"{name}: [run] ")
+    check_types(Expected, data.get("expected", {}), f"{name}: [expected] ")
+    for key, value in data.get("dialogue", {}).items():
+        check_type(f"{name}: [dialogue] {key}", value, float)
+    for key, kind in (("title", str), ("gpus", int), ("needs", list[str]), ("server", list[str])):
+        check_type(f"{name}: {key}", data.get(key, kind()), kind)
     special = special_tables(name, data.get("tasks", {}), task or run.get("task", "math_tutoring"))
     run["task"] = task or run.get("task", "math_tutoring")
     settings = RunSettings(
@@ -122,8 +130,6 @@ def parse_recipe(name: str, data: dict[str, Any], task: str | None = None) -> Re
         options={**data.get("options", {}), **special.get("options", {})},
         task_options={**data.get("task_options", {}), **special.get("task_options", {})},
     )
-    if settings.scale not in PRESETS:
-        raise unknown_name(f"scale in {name}", settings.scale, PRESETS)
     hardware = data.get("hardware", "cpu")
     if hardware not in ("cpu", *DEVICES):
         raise unknown_name(f"hardware in {name}", hardware, ("cpu", *DEVICES))
@@ -152,9 +158,13 @@ def dialogue_fields() -> list[str]:
 
 def special_tables(name: str, tables: dict[str, Any], task: str) -> dict[str, Any]:
     """The checked table of one task; the others are checked too."""
+    known = {task, *(registered for registered, _ in list_tasks())}
     for other, table in tables.items():
+        if other not in known and ".py:" not in other:
+            raise unknown_name(f"task in {name} [tasks]", other, known)
         require(isinstance(table, dict), f"{name}: [tasks.{other}] must be a table, got {table!r}")
         check_keys(name, f"tasks.{other}", table, ("options", "task_options"))
+        check_type(f"{name}: [tasks.{other}]", table, dict[str, dict[str, Any]])
     return tables.get(task, {})
 
 

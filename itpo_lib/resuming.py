@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .errors import ItpoError, require
+from .files import write_whole
 from .replay import Replay
 from .sidecar import Sidecar
 
@@ -31,12 +36,13 @@ def complete_checkpoint(folder: Path, parts: Sequence[Sidecar | Replay], args: I
     """Write what trains beside the policy, then the mark that all of it is there."""
     for part in parts:
         part.save(folder)
-    (folder / COMPLETE).write_text(json.dumps(checkpoint_note(args, step)) + "\n")
+    note = {**checkpoint_note(args, step), "files": file_sizes(folder)}
+    write_whole(folder / COMPLETE, json.dumps(note) + "\n")
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint of a run; one that was cut off while saving is passed over."""
-    complete = [p.parent for p in run.glob(f"checkpoint-*/{COMPLETE}")]
+    complete = [p.parent for p in run.glob(f"checkpoint-*/{COMPLETE}") if p.parent.name.split("-")[1].isdigit()]
     return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)
 
 
@@ -53,10 +59,9 @@ def dialogues_per_step(args: ITPOConfig) -> int:
 
 def check_resumable(note: Path, args: ITPOConfig) -> None:
     """Refuse to go on with other batches than the run began with: goals would be skipped or come twice."""
-    try:
+    with reading(str(note.parent)):
         made = json.loads(note.read_text()) if note.exists() else {}
-    except ValueError as error:
-        raise ItpoError(f"corrupt checkpoint: {note} is not JSON ({error})") from error
+    check_files(made, note.parent, args)
     if made:
         check_optimizer_parts(made, note.parent.name, args)
     before, now = made.get("dialogues", dialogues_per_step(args)), dialogues_per_step(args)
@@ -67,6 +72,45 @@ def check_resumable(note: Path, args: ITPOConfig) -> None:
         f"{note.parent.name} was made by {made.get('processes')} process(es) with {before} dialogues a step; here "
         f"{args.world_size} process(es) would make it {now}. Resume with --set {wanted}",
     )
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Every file of a checkpoint with its bytes, but for those that other processes may still be writing."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not re.match(r"rng_state_|itpo_|.*_rank_", p.name)]
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(files)}
+
+
+def check_files(made: dict[str, Any], folder: Path, args: ITPOConfig) -> None:
+    """Refuse a checkpoint that has lost something: transformers would begin anew what is missing, without a word."""
+    wanted = made.get("files", {})  # none in the checkpoints of older versions
+    here = {name: (folder / name).stat().st_size for name in wanted if (folder / name).is_file()}
+    damaged = [name for name, size in wanted.items() if here.get(name) != size]
+    if wanted and made["processes"] == args.world_size > 1:
+        own = f"rng_state_{args.process_index}.pth"
+        damaged += [] if (folder / own).is_file() else [own]
+    require(not damaged, corrupt(folder, f"{', '.join(damaged)}: missing or cut off"))
+    for file in folder.glob("*.json"):
+        try:
+            json.loads(file.read_text())
+        except ValueError as error:
+            raise ItpoError(corrupt(folder, f"{file.name} is not JSON ({error})")) from error
+
+
+def corrupt(folder: Path, found: object) -> str:
+    """What to say of a checkpoint that cannot be gone on from."""
+    return f"corrupt checkpoint {folder}: {found}. Restore it, or remove it to resume from the one before"
+
+
+@contextlib.contextmanager
+def reading(checkpoint: str) -> Iterator[None]:
+    """Whatever goes wrong while a checkpoint is read: say which one it is."""
+    try:
+        yield
+    except (ItpoError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each format has errors of its own
+        found = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ItpoError(corrupt(Path(checkpoint), f"{found} (or it is of another model)")) from error
 
 
 def check_optimizer_parts(made: dict[str, Any], checkpoint: str, args: ITPOConfig) -> None:

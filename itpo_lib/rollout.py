@@ -10,6 +10,7 @@ single wave would, and all of them stay in memory until their waves are over.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 
 from .chat import ChatFormat
 from .dialogue import Dialogue
-from .errors import DialogueFailed, require
+from .errors import DialogueFailed, ItpoError, require
 from .generation import CachedGenerator, SampledTurn, TurnGenerator
 from .tasks.base import Goal, Limits, Reply, Task, User
 
@@ -100,12 +101,12 @@ def continue_from(
             turns = sampler.generate(rows, new_ids, uniforms)
             for row, turn in zip(rows, turns, strict=True):
                 dialogues[row].add_assistant(turn.ids, turn.logprobs, chat.text(turn.ids))
-            pending = [users[row].start_reply(dialogues[row].messages[-1]["content"]) for row in rows]
+            pending = [start_reply(task, episodes[row], users[row], dialogues[row]) for row in rows]
             yield True
             rows, new_ids = continue_dialogues(chat, dialogues, rows, turns, finish_all(pending), limits)
 
     take_turns([wave(rows) for rows in split_rows(len(dialogues), waves)])
-    judge_all(task, [episode.goal for episode in episodes], dialogues)
+    judge_all(task, episodes, dialogues)
     return dialogues
 
 
@@ -124,10 +125,43 @@ def open_dialogues(chat: ChatFormat, task: Task, episodes: Sequence[Episode]) ->
     """Each episode's dialogue up to the assistant's first token, and its user."""
     dialogues, users = [], []
     for episode in episodes:
-        goal, messages = episode.goal, task.opening_messages(episode.goal)
+        goal = episode.goal
+        with blame(task, goal.index, goal.split, episode.seed):
+            messages = task.opening_messages(goal)
+            users.append(task.user(goal, episode.seed))
         dialogues.append(Dialogue(chat.prompt_ids(messages), messages, goal.index, goal.split, episode.seed))
-        users.append(task.user(goal, episode.seed))
     return dialogues, users
+
+
+@contextlib.contextmanager
+def blame(task: Task, index: int, split: str, seed: int | None = None) -> Iterator[None]:
+    """What a task's own code raises: say for which goal and user. The library's own errors pass."""
+    try:
+        yield
+    except (ItpoError, DialogueFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        user = "" if seed is None else f", user seed {seed}"
+        raise ItpoError(
+            f"task {task.name!r} ({task.scale}), goal {index} of {split!r}{user}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def start_reply(task: Task, episode: Episode, user: User, dialogue: Dialogue) -> Callable[[], Reply]:
+    """Begin to ask a user; the result waits for the reply and checks that it is one."""
+    where = task, episode.goal.index, episode.goal.split, episode.seed
+    with blame(*where):
+        pending = user.start_reply(dialogue.messages[-1]["content"])
+
+    def finish() -> Reply:
+        with blame(*where):
+            reply = pending()
+            good = isinstance(reply, Reply) and isinstance(reply.text, str) and bool(reply.text or reply.done)
+            if not good:
+                raise TypeError(f"the user answered {reply!r}; return Reply(text) with a text, or Reply('', done=True)")
+        return reply
+
+    return finish
 
 
 def finish_all(pending: Sequence[Callable[[], Reply]]) -> list[Reply | DialogueFailed]:
@@ -175,13 +209,17 @@ def continue_dialogues(
     return next_rows, next_ids
 
 
-def judge_all(task: Task, goals: Sequence[Goal], dialogues: Sequence[Dialogue]) -> None:
+def judge_all(task: Task, episodes: Sequence[Episode], dialogues: Sequence[Dialogue]) -> None:
     """Set the outcomes; a judge that fails marks its dialogue as failed."""
-    whole = [(goal, dialogue) for goal, dialogue in zip(goals, dialogues, strict=True) if dialogue.failure is None]
-    pending = [task.start_outcome(goal, dialogue.messages) for goal, dialogue in whole]
-    for (goal, dialogue), finish in zip(whole, pending, strict=True):
+    pending = []
+    for episode, dialogue in zip(episodes, dialogues, strict=True):
+        if dialogue.failure is None:
+            with blame(task, episode.goal.index, episode.goal.split, episode.seed):
+                pending.append((episode, dialogue, task.start_outcome(episode.goal, dialogue.messages)))
+    for episode, dialogue, finish in pending:
         try:
-            dialogue.outcome = task.check_outcome(goal, finish())
+            with blame(task, episode.goal.index, episode.goal.split, episode.seed):
+                dialogue.outcome = task.check_outcome(episode.goal, finish())
         except DialogueFailed as failure:
             dialogue.ended, dialogue.failure = "failed", str(failure)
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .checking import check_bounds, check_types
 from .errors import ItpoError, require, unknown_name
-from .presets import ADAPTERS, EVAL_DIALOGUES, PRESETS
+from .files import make_folder, write_whole
+from .presets import ADAPTERS, DEVICES, EVAL_DIALOGUES, PRESETS
 from .tasks import Task, ceiling, get_task
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from .trainer import ITPOTrainer
+
+BOUNDS = {">= 0": ("seed",), "<= 4294967295": ("seed",), ">= 1": ("eval_dialogues", "threads")}  # seeds: NumPy's
 
 
 @dataclass
@@ -39,6 +44,13 @@ class RunSettings:
     options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_types(RunSettings, vars(self))
+        for name, choices in (("scale", PRESETS), ("device", DEVICES)):
+            if getattr(self, name) not in choices:
+                raise unknown_name(name, getattr(self, name), choices)
+        check_bounds(self, BOUNDS)
+
     @property
     def n_eval(self) -> int:
         """Dialogues of one evaluation."""
@@ -46,8 +58,8 @@ class RunSettings:
 
     def save(self) -> None:
         """Write `settings.json` into the run's folder."""
-        Path(self.out).mkdir(parents=True, exist_ok=True)
-        (Path(self.out) / "settings.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        make_folder(Path(self.out))
+        write_whole(Path(self.out) / "settings.json", json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, run: Path) -> RunSettings:
@@ -86,10 +98,18 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What TRL and transformers refuse (batch sizes, precision, strategies, packages that lack) as our error."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise ItpoError(str(error)) from error
+
+
 def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = ()) -> ITPOTrainer:
     """The trainer of a run; every setting is checked before any work starts."""
-    if settings.scale not in PRESETS:
-        raise unknown_name("scale", settings.scale, PRESETS)
+    settings = replace(settings)  # checked once more: its fields may have been set since
     if settings.threads or settings.scale == "tiny":
         torch.set_num_threads(settings.threads or 1)
     quiet_libraries()
@@ -98,18 +118,13 @@ def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = 
     from .trainer import ITPOTrainer
 
     task = get_task(settings.task, settings.scale, **settings.task_options)
-    fields = {**PRESETS[settings.scale], "disable_tqdm": True, "save_steps": 20, **settings.options}
-    check_options(fields)
-    try:
-        args = ITPOConfig(
-            output_dir=settings.out,
-            seed=settings.seed,
-            use_cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available() and settings.device != "cpu",
-            **fields,
-        )
-    except ValueError as error:  # TRL's own checks: batch sizes, precision, strategies
-        raise ItpoError(str(error)) from error
+    check_options(settings.options)
+    gpu = torch.accelerator.is_available() and settings.device != "cpu"
+    where = {"output_dir": settings.out, "seed": settings.seed, "use_cpu": not gpu}
+    common = {"disable_tqdm": True, "save_steps": 20, "dataloader_pin_memory": gpu and torch.cuda.is_available()}
+    with refusals():
+        args = ITPOConfig(**{**common, **PRESETS[settings.scale], **settings.options, **where})
+    make_folder(Path(settings.out))
     name = settings.model or DEFAULT_MODELS[settings.scale]
     difficulty = getattr(task, "difficulty", "normal")
     dtype = torch.bfloat16 if args.bf16 and settings.lora else torch.float32
@@ -119,7 +134,8 @@ def build_trainer(settings: RunSettings, callbacks: Sequence[TrainerCallback] = 
         from peft import LoraConfig
 
         adapters = LoraConfig(**ADAPTERS)
-    trainer = ITPOTrainer(model, args, task, chat, callbacks=list(callbacks), peft_config=adapters)
+    with refusals():
+        trainer = ITPOTrainer(model, args, task, chat, callbacks=list(callbacks), peft_config=adapters)
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
@@ -132,18 +148,21 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     Writes settings.json, metrics.jsonl, evaluation.json, dialogues.json, curves.png, report.html and
     the policy. `resume` continues from the newest complete checkpoint, exactly.
     """
-    from .callbacks import GracefulStop, MetricsFile, ProgressBar
+    from .callbacks import GracefulStop, MetricsFile, OnBegin, ProgressBar
     from .resuming import COMPLETE, check_resumable, latest_checkpoint
 
     out = Path(settings.out)
     metrics = out / "metrics.jsonl"
-    require(resume or not metrics.exists(), f"{out} already holds a run: resume it, or choose another folder")
+    held = metrics.exists() or latest_checkpoint(out) is not None
+    require(resume or not held, f"{out} already holds a run: resume it, or choose another folder")
     stop = GracefulStop()
-    trainer = build_trainer(settings, [MetricsFile(metrics), ProgressBar(), stop, *callbacks])
-    settings.save()
+    trainer = build_trainer(settings, [MetricsFile(metrics), ProgressBar(), stop, OnBegin(settings.save), *callbacks])
+    if not resume:  # else they wait until the checkpoint is loaded: what it refuses must not stay
+        settings.save()
     began = time.perf_counter()
     with trainer.accelerator.main_process_first():  # the others read what it wrote
-        before = _evaluate_before(settings, trainer)
+        keep = resume or not trainer.accelerator.is_main_process
+        before = _evaluate_before(settings, trainer, keep)
     checkpoint = latest_checkpoint(out) if resume else None
     if checkpoint is not None:
         check_resumable(checkpoint / COMPLETE, trainer.args)  # the trainer's check comes after DeepSpeed has loaded
@@ -151,6 +170,7 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         stop.release()
+    require(trainer.state.global_step > 0, "the run took no step: look at max_steps, num_train_epochs and batch sizes")
     result = RunResult(settings, before, None, task_ceiling(trainer.task), trainer, stopped=stop.asked)
     if not stop.asked and trainer.accelerator.is_main_process:
         finish(result, time.perf_counter() - began)
@@ -173,12 +193,19 @@ def measure(settings: RunSettings, trainer: ITPOTrainer) -> dict[str, Any]:
     return {"summary": summary.to_dict(), "dialogues": [d.to_dict() for d in dialogues[:8]]}
 
 
-def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer) -> dict[str, Any]:
-    """The starting policy's evaluation, made once per run and kept for resumed ones."""
+def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer, keep: bool) -> dict[str, Any]:
+    """The starting policy's evaluation, made once per run; a resumed run keeps it, if it is of the same policy."""
     path = Path(settings.out) / "before.json"
-    if not path.exists():
-        path.write_text(json.dumps(measure(settings, trainer)))
-    return json.loads(path.read_text())
+    of = {"n": settings.n_eval, **{k: getattr(settings, k) for k in ("task", "scale", "model", "task_options")}}
+    if not (keep and path.exists()):
+        write_whole(path, json.dumps({**measure(settings, trainer), "of": of}))
+    try:
+        before = json.loads(path.read_text())
+        found = before["summary"] and before["dialogues"] and before.get("of", of)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ItpoError(f"corrupt run: {path} cannot be read ({error!r}); remove it, and it is made again") from error
+    require(found == of, f"{path} is of another run ({found}); remove it, and it is made again")
+    return before
 
 
 def finish(result: RunResult, seconds: float) -> None:

@@ -36,11 +36,11 @@ from .out_of_memory import PLAYING, SCORING, TRAINING, memory_advice
 from .prm import reference
 from .processes import check_processes
 from .replay import Judged, Replay
-from .resuming import COMPLETE, check_resumable, check_save_steps, complete_checkpoint
+from .resuming import COMPLETE, check_resumable, check_save_steps, complete_checkpoint, reading
 from .rollout import Episode, play
 from .sidecar import Sidecar
 from .tasks.base import Task
-from .trl_rows import check_dataset, check_failures, goal_dataset, outcome_reward, rollout_columns
+from .trl_rows import check_dataset, check_failures, goal_dataset, goal_of, outcome_reward, rollout_columns
 from .true_credit import true_values
 from .turn_judge import TurnJudge, weigh_turns
 from .vllm_generation import VLLMBackend
@@ -121,7 +121,7 @@ class ITPOTrainer(GRPOTrainer):
         self._generation = (step, played)
         first = self.accelerator.process_index * len(inputs)
         base = (self.args.seed * 1_000_003 + step * 64 + played) * 65_536 + first
-        return [Episode(self.task.goal(row["goal_index"]), base + i) for i, row in enumerate(inputs)]
+        return [Episode(goal_of(self.task, row["goal_index"]), base + i) for i, row in enumerate(inputs)]
 
     def _rollout(self, prompts: list, trainer: GRPOTrainer) -> dict[str, list]:
         """TRL's rollout_func: play the dialogues of the batch at hand."""
@@ -179,9 +179,9 @@ class ITPOTrainer(GRPOTrainer):
     # -- credit and advantages -------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._batch_episodes = self._episodes(inputs)
         self.beta, self._scoring = 0.0, True
         try:
+            self._batch_episodes = self._episodes(inputs)
             output = super()._generate_and_score_completions(inputs)
             self._log({"failed": sum(bool(d.failure) for d in self.dialogues) / len(self.dialogues)})
             check_failures(self.dialogues, self.args.max_failed_share)
@@ -340,10 +340,19 @@ class ITPOTrainer(GRPOTrainer):
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             complete_checkpoint(folder, self._stateful(), self.args, self.state.global_step)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             check_resumable(Path(checkpoint) / COMPLETE, self.args)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with reading(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             for part in self._stateful():
                 part.load(Path(checkpoint))

@@ -9,7 +9,8 @@ from datasets import Dataset
 
 from .dialogue import Dialogue
 from .errors import require
-from .tasks.base import Task
+from .rollout import blame
+from .tasks.base import Goal, Task
 
 
 def goal_dataset(task: Task, n: int) -> Dataset:
@@ -17,8 +18,20 @@ def goal_dataset(task: Task, n: int) -> Dataset:
     size = task.size("train")
     n = n if size is None else min(n, size)
     require(n > 0, f"task {task.name!r} ({task.scale}) has no goals in split 'train': the dataset is empty")
-    goals = [task.goal(i, "train") for i in range(n)]
+    goals = [goal_of(task, i, "train") for i in range(n)]
     return Dataset.from_list([{"prompt": task.opening_messages(g), "goal_index": g.index} for g in goals])
+
+
+def goal_of(task: Task, index: int, split: str = "train") -> Goal:
+    """A task's goal; one that says it is another goal would be another one in the next batch."""
+    with blame(task, index, split):
+        goal = task.goal(index, split)
+    require(
+        (goal.index, goal.split) == (index, split),
+        f"task {task.name!r} ({task.scale}): goal({index}, {split!r}) says that it is goal {goal.index} of "
+        f"{goal.split!r}; pass index and split on to Goal as they come",
+    )
+    return goal
 
 
 def check_dataset(rows: Dataset, groups: int) -> None:

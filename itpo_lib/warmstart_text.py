@@ -25,10 +25,11 @@ from trl import SFTConfig, SFTTrainer
 from .callbacks import ProgressBar
 from .chat import ChatFormat
 from .dialogue import Dialogue
-from .errors import ItpoError, require
+from .errors import ItpoError, require, unknown_name
 from .evaluate import Evaluation, evaluate
 from .logprobs import backbone, lm_logits
 from .models import load_policy
+from .presets import DEVICES
 from .run import quiet_libraries
 from .tasks import Task, get_task, play_scripted
 from .warmstart import save_policy
@@ -76,6 +77,8 @@ class WarmStart:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be >= 1, got {value}")
         require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
+        if self.device not in DEVICES:
+            raise unknown_name("device", self.device, DEVICES)
 
     @property
     def imitated(self) -> Mixture:

@@ -34,6 +34,18 @@ def test_help_lists_the_commands():
         (["train", "--set", "lerning_rate=0.1"], "did you mean 'learning_rate'"),
         (["train", "--peft", "dora"], "lora"),
         (["train", "--resume"], "settings.json"),
+        (["train", "--resume", "--steps", 3, "--seed", 1], "--steps, --seed: a resumed run keeps its settings"),
+        (["train", "--set", "prm_balanced=no"], "prm_balanced must be bool, got 'no' (str); write true or false"),
+        (["train", "--set", "learnin_rate=1"], "did you mean 'learning_rate'?"),
+        (["train", "--set", "seed=3"], "use --seed"),
+        (["train", "--set", "loss_type=dapoo"], "Did you mean 'dapo'?"),
+        (["train", "--set", "report_to=foo"], "foo is not supported"),
+        (["train", "--set", "eval_strategy=steps"], "eval_strategy"),
+        (["train", "--device", "gpu"], "unknown device 'gpu'"),
+        (["study", "--credit", "norm"], "norm_itpo"),
+        (["study", "--difficulty", "hard"], "unknown difficulty"),
+        (["evaluate", "--out", "/proc/nowhere/x.json"], "cannot write to /proc/nowhere"),
+        (["play", "--save", "/proc/nowhere/x.json"], "cannot write to /proc/nowhere"),
         (["evaluate", "--model", "no/such/folder", "-n", "2"], "cannot load"),
         (["warmstart", "--task", "math_tutoring", "--difficulty", "hard", "--steps", "1"], "stress"),
         (["lab", "no-such-folder"], "no-such-folder"),
@@ -47,7 +59,20 @@ def test_bad_input_ends_with_a_clear_line_and_code_2(tmp_path, arguments, says):
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("arguments", [["train", "--seed", -1], ["play", "--seed", -1], ["play", "--goal", -1]])
+def test_numbers_below_zero_are_refused(arguments):
+    result = run(*arguments, env={"COLUMNS": "200"})
+    assert (result.exit_code == 2 and "range" in result.output) or "greater than or equal to 0" in result.output
+
+
+def test_a_run_needs_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    result = run("train", "--steps", 1, "--out", tmp_path / "file")
+    assert result.exit_code == 2 and "cannot write to" in result.output, result.output
+
+
 def test_options_are_json_where_they_can_be():
+    assert parse_options(["f=True", "g=False", "h=None", "i=no"]) == {"f": True, "g": False, "h": None, "i": "no"}
     assert parse_options(["a=1", "b=0.5", "c=true", "d=text", "e=null"]) == {
         "a": 1,
         "b": 0.5,

@@ -55,7 +55,7 @@ class FixedTask(Task):
         return [Episode(self.goal(i), i) for i in range(len(self.goals))]
 
 
-MIXED = FixedTask(*({"patience": 1 + i % 4, "says": "it is 5 of them . " * (i % 3)} for i in range(9)))
+MIXED = FixedTask(*({"patience": 1 + i % 4, "says": "so " + "it is 5 of them . " * (i % 3)} for i in range(9)))
 
 
 class Script:
@@ -414,10 +414,29 @@ def test_an_outcome_that_is_no_number_in_the_unit_interval_is_an_error(frozen_mo
         play(frozen_model, chat, task, task.episodes())
 
 
-def test_bugs_in_a_user_are_not_swallowed(frozen_model, chat, monkeypatch):
+@pytest.mark.parametrize(
+    "reply, says",
+    [
+        (lambda self, text: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda self, text: None, r"answered None; return Reply\(text\)"),
+        (lambda self, text: "hello", "answered 'hello'"),
+        (lambda self, text: Reply(None), "text=None"),
+        (lambda self, text: Reply(""), "text=''"),
+    ],
+)
+def test_bugs_in_a_user_name_the_dialogue(frozen_model, chat, monkeypatch, reply, says):
     task = FixedTask({})
-    monkeypatch.setattr(FixedUser, "reply", lambda self, text: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(FixedUser, "reply", reply)
+    with pytest.raises(ItpoError, match=rf"'fixed' \(test\), goal 0 of 'train', user seed 7: .*{says}") as caught:
+        play(frozen_model, chat, task, [Episode(task.goal(0), 7)])
+    assert isinstance(caught.value.__cause__, ZeroDivisionError | TypeError)
+
+
+@pytest.mark.parametrize("method", ["user", "opening_messages", "start_outcome", "outcome"])
+def test_bugs_in_a_task_name_the_dialogue(frozen_model, chat, monkeypatch, method):
+    task = FixedTask({"patience": 1})
+    monkeypatch.setattr(FixedTask, method, lambda *args: {}["gone"])
+    with pytest.raises(ItpoError, match="goal 0 of 'train', user seed 0: KeyError: 'gone'"):
         play(frozen_model, chat, task, task.episodes())
 
 

@@ -455,6 +455,12 @@ def test_the_example_from_the_command_line(tmp_path):
         ),
         ("from itpo_lib.tasks import Task\nclass Mine(Task): name, scale = 'mine', 'tiny'", "Mine", "abstract"),
         ("import sys\nclass Mine: pass", "Mine", "unknown task class"),
+        (
+            "from itpo_lib.tasks import Task\n"
+            "class Mine(Task):\n name, scale = 'mine', 'tiny'\n goal = user = outcome = print",
+            "Mine",
+            "needs limits = Limits",
+        ),
     ],
 )
 def test_wrong_files_and_classes(tmp_path, source, name, says):
@@ -466,5 +472,5 @@ def test_wrong_files_and_classes(tmp_path, source, name, says):
 
 
 def test_a_file_without_a_class_name():
-    with pytest.raises(ItpoError, match=r"expected path/to/file\.py:ClassName"):
+    with pytest.raises(ItpoError, match=r"expected path/to/file\.py:ClassName, and the class is missing"):
         get_task(str(FILE))

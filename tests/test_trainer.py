@@ -3,10 +3,12 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import DialogueFailed, ItpoError
 from itpo_lib.logprobs import backbone, lm_logits
 from itpo_lib.models import load_policy, shipped_checkpoint
-from itpo_lib.resuming import COMPLETE, latest_checkpoint
+from itpo_lib.resuming import COMPLETE, check_resumable, latest_checkpoint
 from itpo_lib.run import RunSettings, build_trainer, train
 from itpo_lib.tasks import get_task, register_task
 from itpo_lib.tasks.math_tiny import TinyMathTutoring
@@ -229,11 +231,20 @@ class Flaky(TinyMathTutoring):
         if self.played > 8 * 2 + 8:  # one evaluation would count too: none is made here
             if self.mode == "nan":
                 return float("nan")
+            if self.mode == "breaks":
+                raise KeyError("no such answer")
             raise DialogueFailed("the judge did not answer")
         return super().outcome(goal, messages)
 
 
-@pytest.mark.parametrize("mode, says", [("nan", "outcome nan for goal"), ("fails", "max_failed_share")])
+@pytest.mark.parametrize(
+    "mode, says",
+    [
+        ("nan", "outcome nan for goal"),
+        ("fails", "max_failed_share"),
+        ("breaks", r"task 'flaky' \(tiny\), goal \d+ of 'train', user seed \d+: KeyError: 'no such answer'"),
+    ],
+)
 def test_a_task_that_breaks_in_mid_run_loses_nothing(tmp_path, mode, says):
     register_task(Flaky)
     Flaky.mode, Flaky.played = mode, 0
@@ -313,6 +324,103 @@ def test_a_run_writes_everything_a_reader_wants(tmp_path):
     assert "Before and after" in html and "http://" not in html and "https://" not in html
     with pytest.raises(ItpoError, match="already holds a run"):
         train(run)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two steps with a checkpoint of each; copy it before you damage it."""
+    run = settings(tmp_path_factory.mktemp("finished"), save_strategy="steps", save_steps=1)
+    train(run)
+    return run.out
+
+
+def damaged(finished, tmp_path, name, change):
+    """A copy of the run, with one file cut off, gone, or of other contents."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    file = run / name
+    if change == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-9] if change == "cut" else change)
+    return run
+
+
+def resume(run, **options):
+    again = RunSettings.load(run)
+    again.options |= {"max_steps": 3, **options}
+    return train(again, resume=True)
+
+
+@pytest.mark.parametrize("change", ["gone", "cut"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "prm.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+     "config.json", "tokenizer.json"],
+)  # fmt: skip
+def test_a_checkpoint_that_lost_something_is_refused(finished, tmp_path, name, change):
+    run = damaged(finished, tmp_path, f"checkpoint-2/{name}", change)
+    args = ITPOConfig(output_dir=str(run), use_cpu=True, **SMALL)
+    says = rf"corrupt checkpoint .*checkpoint-2: {name}: missing or cut off\. .*remove it to resume from the one before"
+    with pytest.raises(ItpoError, match=says):
+        check_resumable(run / "checkpoint-2" / COMPLETE, args)
+    check_resumable(run / "checkpoint-1" / COMPLETE, args)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_file_in_a_checkpoint_of_an_older_version_is_named(finished, tmp_path, name):
+    """It has no list of files, so the damage comes to light while loading; nothing is unpickled."""
+    run = damaged(finished, tmp_path, f"checkpoint-2/{name}", b"\x80\x04cposix\nsystem\n")
+    note = run / "checkpoint-2" / COMPLETE
+    note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "files"}))
+    with pytest.raises(ItpoError, match=r"corrupt checkpoint .*checkpoint-2: .*remove it to resume"):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    "name, change, says",
+    [
+        ("before.json", b"{", "before.json cannot be read .*remove it, and it is made again"),
+        ("before.json", b"{}", "before.json cannot be read"),
+        ("before.json", b'{"summary": {"n": 4}, "dialogues": [1], "of": {"task": "x"}}', "of another run"),
+        ("metrics.jsonl", b'{"loss": 1}\n', "metrics.jsonl has a row without a step"),
+        ("metrics.jsonl", b"3\n", "metrics.jsonl has a row without a step"),
+        ("settings.json", b'{"options": {"prm_epochs": "two"}}', "prm_epochs must be int, got 'two'"),
+    ],
+)
+def test_a_damaged_run_is_named(finished, tmp_path, name, change, says):
+    with pytest.raises(ItpoError, match=says):
+        resume(damaged(finished, tmp_path, name, change))
+
+
+def test_a_refused_resume_leaves_the_settings_and_a_good_one_takes_them_over(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (run / "settings.json").read_text()
+    with pytest.raises(ItpoError, match=r"critic\.safetensors"):
+        resume(run, estimator="ppo")
+    assert (run / "settings.json").read_text() == before
+    (run / "checkpoint-best").mkdir()
+    (run / "checkpoint-best" / COMPLETE).touch()  # somebody's copy is no step
+    assert resume(run).trainer.state.global_step == 3
+    assert RunSettings.load(run).options["max_steps"] == 3
+
+
+def test_a_new_run_takes_over_nothing_of_another(finished, tmp_path):
+    run = settings(tmp_path, max_steps=1)
+    (tmp_path / "run").mkdir()
+    other = json.loads((Path(finished) / "before.json").read_text())
+    other["summary"]["outcome"]["mean"] = 7.0
+    (tmp_path / "run" / "before.json").write_text(json.dumps(other))
+    assert train(run).before["summary"]["outcome"]["mean"] < 1
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    shutil.copytree(Path(finished) / "checkpoint-1", tmp_path / "run" / "checkpoint-1")
+    with pytest.raises(ItpoError, match="already holds a run"):
+        train(run)
+
+
+def test_a_run_without_a_step_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(ITPOTrainer, "train", lambda self, **kwargs: None)
+    with pytest.raises(ItpoError, match="the run took no step"):
+        train(settings(tmp_path))
 
 
 class PressCtrlC(TrainerCallback):

@@ -51,7 +51,7 @@ PEOPLE = st.lists(
     st.fixed_dictionaries(
         {
             "patience": st.integers(1, 5),
-            "says": st.sampled_from(["it is 5", "it is 5 of them . " * 2, ""]),
+            "says": st.sampled_from(["it is 5", "it is 5 of them . " * 2, "so"]),
             "fails": st.sampled_from([None, None, 1, 2]),
             "pause": st.sampled_from([0.0, 0.001, 0.01]),
         }
@@ -182,7 +182,7 @@ def test_users_think_while_another_wave_is_generated(frozen_model, chat):
 
 def test_without_waves_such_users_wait_in_vain(frozen_model, chat):
     """The test above can fail."""
-    with pytest.raises(AssertionError, match="no overlap: user 1 waited in vain for turn 2"):
+    with pytest.raises(ItpoError, match="AssertionError: no overlap: user 1 waited in vain for turn 2"):
         play_conversation(frozen_model, chat, Conversation(patience=0.2), waves=1)
 
 
@@ -194,13 +194,13 @@ def test_a_bug_in_a_user_of_one_wave_is_not_swallowed(frozen_model, chat):
             return user
 
     task = Broken({}, {})
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ItpoError, match="goal 1 of 'train', user seed 1: ZeroDivisionError"):
         play(frozen_model, chat, task, task.episodes(), waves=2)
 
 
 @pytest.mark.parametrize("waves", [0, -1, 1.5, "2"])
 def test_bad_numbers_of_waves_are_refused(tmp_path, waves):
-    with pytest.raises(ItpoError, match=f"rollout_waves must be an integer >= 1, got {waves!r}"):
+    with pytest.raises(ItpoError, match=f"rollout_waves must be (int|>= 1), got {waves!r}"):
         ITPOConfig(output_dir=str(tmp_path), rollout_waves=waves)
 
 

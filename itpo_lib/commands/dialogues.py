@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..files import make_room
 from ..terminal import console, show_message, show_table
 from .options import Difficulty, ModelName, Scale, TaskName, TaskOptions, options_of_task, policy_for
 
@@ -21,7 +22,7 @@ def evaluate(
         int | None,
         typer.Option("-n", "--dialogues", help="Validation dialogues; default 256 tiny, 4 text, 64 hub", min=1),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of users and sampler")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of users and sampler", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the dialogues to this JSON file")] = None,
     task_option: TaskOptions = None,
 ) -> None:
@@ -31,6 +32,7 @@ def evaluate(
     from ..run import task_ceiling
     from ..tasks import get_task
 
+    make_room(out)
     world = get_task(task, scale, **options_of_task(difficulty, task_option))
     policy, chat = policy_for(model, task, world)
     results, n = {}, dialogues or EVAL_DIALOGUES.get(scale, 64)
@@ -50,8 +52,8 @@ def play(
         str, typer.Option(help="assistant: talk to a simulated user; user: talk to a policy")
     ] = "assistant",
     model: ModelName = None,
-    goal: Annotated[int, typer.Option(help="Number of the goal")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the other side")] = 0,
+    goal: Annotated[int, typer.Option(help="Number of the goal", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the other side", min=0)] = 0,
     save: Annotated[Path | None, typer.Option(help="Write the session to this JSON file")] = None,
     task_option: TaskOptions = None,
 ) -> None:
@@ -59,6 +61,7 @@ def play(
     from ..human import HumanSession
     from ..tasks import get_task
 
+    make_room(save)
     world = get_task(task, scale, **options_of_task(difficulty, task_option))
     policy = policy_for(model, task, world) if role == "user" else (None, None)
     session = HumanSession(world, world.goal(goal, "validation"), seed, role, *policy)

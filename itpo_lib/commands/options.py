@@ -61,8 +61,19 @@ def options_of_task(difficulty: str | None, pairs: list[str] | None) -> dict[str
     return {**({"difficulty": difficulty} if difficulty else {}), **parse_options(pairs or [], "--task-option")}
 
 
+def refuse_flags(ctx: typer.Context, but: tuple[str, ...], why: str) -> None:
+    """Refuse typed flags that a command would not read."""
+    typed = [p.opts[-1] for p in ctx.command.params if p.name in typed_flags(ctx) and p.name not in but]
+    require(not typed, f"{', '.join(typed)}: {why}")
+
+
+def typed_flags(ctx: typer.Context) -> set[str]:
+    """Names of the parameters that stood on the command line."""
+    return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+
+
 def parse_options(pairs: list[str], flag: str = "--set") -> dict[str, Any]:
-    """`name=value` pairs; a value is JSON where it parses as JSON, else a string."""
+    """`name=value` pairs; a value is JSON where it parses as JSON, True, False or None as Python writes it, else a string."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, sign, value = pair.partition("=")
@@ -70,5 +81,5 @@ def parse_options(pairs: list[str], flag: str = "--set") -> dict[str, Any]:
         try:
             options[name] = json.loads(value)
         except ValueError:
-            options[name] = value
+            options[name] = {"True": True, "False": False, "None": None}.get(value, value)
     return options

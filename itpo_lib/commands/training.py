@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import require, unknown_name
+from ..files import make_room
 from ..terminal import console, show_dialogue, show_study, show_table
 from .options import (
     SCALES,
@@ -21,6 +22,7 @@ from .options import (
     TaskOptions,
     options_of_task,
     parse_options,
+    refuse_flags,
     use_one_thread,
 )
 
@@ -28,6 +30,7 @@ LATEST = "runs/latest"
 
 
 def train(
+    ctx: typer.Context,
     config: Annotated[
         str | None, typer.Option(help="A recipe: its name (see `itpo doctor`) or a TOML file; flags go over it")
     ] = None,
@@ -46,7 +49,7 @@ def train(
         str | None, typer.Option(help="RLOO's baseline: auto, turn, official, outcome, credit_weighted or signed")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random; default 0", min=0)] = None,
     out: Annotated[Path | None, typer.Option(help=f"Folder of the run; default {LATEST}")] = None,
     peft: Annotated[str | None, typer.Option(help="lora: train adapters on one frozen base")] = None,
     device: Annotated[str | None, typer.Option(help="auto or cpu; default auto")] = None,
@@ -68,6 +71,9 @@ def train(
 
     changes = parse_options(set_ or [])
     if resume:
+        refuse_flags(
+            ctx, ("out", "set_", "resume"), "a resumed run keeps its settings; change options with --set NAME=VALUE"
+        )
         settings = RunSettings.load(out or Path(LATEST))
         settings.options |= changes
         run_and_show(settings, resume=True)
@@ -130,7 +136,7 @@ def warmstart(
     steps: Annotated[
         int | None, typer.Option(help="Imitation steps; default 800 of 64 dialogues (tiny), 120 of 16 (text)", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and dialogues")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and dialogues", min=0)] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoint; default at tiny scale: the shipped one's place")
     ] = None,
@@ -178,8 +184,16 @@ def study(
     from tqdm import tqdm
 
     from ..credit import CREDITS
+    from ..models import shipped_checkpoint
     from ..study import grid, run_study
+    from ..tasks import get_task
 
+    for name in credit or []:
+        if name not in CREDITS:
+            raise unknown_name("credit", name, CREDITS)
+    get_task(task, difficulty=difficulty)
+    shipped_checkpoint(task, difficulty)
+    make_room(out)
     credits = credit or (["norm_itpo", "trajectory"] if quick else list(CREDITS))
     options = {"max_steps": 40} if quick else {}
     cells = grid([task], credits, ["rloo"], range(2 if quick else seeds), difficulty=difficulty, options=options)

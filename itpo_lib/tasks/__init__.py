@@ -60,9 +60,15 @@ def get_task(name: str, scale: str = "tiny", **options: Any) -> Task:
     else:
         world = registered(name, scale)
     try:
-        return world(**options)
+        task = world(**options)
     except TypeError as error:
         raise ItpoError(f"task {name!r} ({scale}): {error}") from error
+    limits = getattr(task, "limits", None)
+    require(
+        isinstance(limits, Limits),
+        f"task {name!r} ({scale}): its class needs limits = Limits(max_turns=..., max_turn_tokens=...), got {limits!r}",
+    )
+    return task
 
 
 def registered(name: str, scale: str) -> type[Task]:
@@ -80,6 +86,7 @@ def registered(name: str, scale: str) -> type[Task]:
 
 def task_class(place: str) -> type[Task]:
     """The class in "path/to/file.py:ClassName". The file is run, as `python path/to/file.py` would run it."""
+    require(not place.endswith(".py"), f"task {place!r}: expected path/to/file.py:ClassName, and the class is missing")
     path, _, name = place.rpartition(":")
     file = Path(path)
     require(file.is_file(), f"task {place!r}: expected path/to/file.py:ClassName, and there is no file {path!r}")
