@@ -285,3 +285,11 @@ def test_the_table_names_the_outcome_and_counts_failures(capsys):
     assert "mean BLEU" in shown and "0.500 [0.400, 0.600]" in shown and "failed dialogues" in shown
     show_table({"sampled": {**column, "failed": 0}}, None)
     assert "failed" not in capsys.readouterr().out
+
+
+def test_who_ends_a_dialogue_is_named(frozen_model, chat, task):
+    as_user = HumanSession(task, task.goal(0), 0, "user", frozen_model, chat)
+    as_assistant = HumanSession(task, task.goal(0))
+    for session in (as_user, as_assistant):
+        session.end()
+    assert (as_user.ended, as_assistant.ended) == ("user", "assistant")

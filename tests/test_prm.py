@@ -8,6 +8,8 @@ import pytest
 import torch
 from conftest import make_model, normal
 
+from itpo_lib.companions import make_critic, make_prm
+from itpo_lib.config import ITPOConfig
 from itpo_lib.critic import Critic, clipped_error_sum
 from itpo_lib.dialogue import collate
 from itpo_lib.errors import ItpoError
@@ -296,3 +298,18 @@ def test_clipped_errors_by_hand():
     away = clipped_error_sum(-values, old, targets, torch.tensor([[True, False, False]]), 0.2)
     assert away.item() == pytest.approx(0.5 * 9.0)
     assert clipped_error_sum(values, old, targets, torch.zeros(1, 3, dtype=torch.bool), 0.2).item() == 0.0
+
+
+def test_settings_reach_the_prm_and_the_critic(tokenizer, tmp_path):
+    args = ITPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, prm_beta=0.03, prm_learning_rate=0.02, prm_max_grad_norm=3.0,
+        prm_mini_batch_size=5, prm_epochs=4, prm_clip=0.7, prm_balanced=True, micro_batch_size=6,
+        critic_learning_rate=0.04, critic_clip=0.3, critic_epochs=7,
+    )  # fmt: skip
+    policy = make_model(tokenizer)
+    prm, critic = make_prm(policy, args), make_critic(policy, args, "value", adapters=True)
+    assert (prm.beta, prm.mini_batch, prm.epochs, prm.clip, prm.micro_batch, prm.balanced) == (0.03, 5, 4, 0.7, 6, True)
+    assert (prm.sidecar.max_grad_norm, prm.sidecar.optimizer.param_groups[0]["lr"]) == (3.0, 0.02)
+    assert (critic.clip, critic.epochs, critic.micro_batch, critic.sidecar.name) == (0.3, 7, 6, "value")
+    assert critic.sidecar.optimizer.param_groups[0]["lr"] == 0.04
+    assert make_critic(policy, args, "critic", adapters=False).micro_batch is None

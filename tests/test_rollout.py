@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +13,9 @@ from oracle import ReprefillGenerator
 
 from itpo_lib.dialogue import Dialogue, collate
 from itpo_lib.errors import DialogueFailed, ItpoError
-from itpo_lib.generation import CachedGenerator, SampledTurn, sample
-from itpo_lib.logprobs import token_logprobs
-from itpo_lib.rollout import Episode, play
+from itpo_lib.generation import CachedGenerator, RoomyLayer, SampledTurn, sample
+from itpo_lib.logprobs import lm_logits, token_logprobs
+from itpo_lib.rollout import Episode, check_context_length, play
 from itpo_lib.tasks import Goal, Limits, Reply, Task, User
 
 TIGHT = Limits(max_turns=4, max_turn_tokens=8, max_tokens=120)
@@ -446,3 +449,31 @@ def test_a_failed_dialogue_still_makes_a_batch(frozen_model, chat):
     assert all(isinstance(d, Dialogue) for d in dialogues)
     batch = collate(dialogues, chat.pad_id)
     assert torch.allclose(token_logprobs(frozen_model, batch), batch.logprobs, atol=1e-4)
+
+
+def test_the_longest_prompt_of_a_batch_counts(frozen_model):
+    dialogues = [Dialogue([1] * n, []) for n in (500, 10)]
+    check_context_length(frozen_model, dialogues, Limits(2, 8, 524))
+    with pytest.raises(ItpoError, match=r"longest prompt \(500 tokens\)"):
+        check_context_length(frozen_model, dialogues, Limits(2, 8, 525))
+
+
+def test_a_soft_cap_bounds_the_logits():
+    config = SimpleNamespace(final_logit_softcapping=2.0)
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: torch.nn.Identity(), config=SimpleNamespace(get_text_config=lambda: config)
+    )
+    states = torch.tensor([-8.0, 0.5, 3.0])
+    assert lm_logits(model, states).tolist() == pytest.approx([2 * math.tanh(x / 2) for x in states.tolist()])
+    config.final_logit_softcapping = None
+    assert torch.equal(lm_logits(model, states), states)
+
+
+def test_a_cache_layer_keeps_its_buffer_while_there_is_room():
+    layer, states = RoomyLayer(), torch.arange(12.0).view(1, 1, 6, 2)
+    layer.update(states[..., :4, :], -states[..., :4, :])
+    buffer = layer._buffers[0]
+    for column in (4, 5):
+        keys, values = layer.update(states[..., column : column + 1, :], -states[..., column : column + 1, :])
+    assert layer._buffers[0] is buffer
+    assert torch.equal(keys, states) and torch.equal(values, -states)

@@ -1,6 +1,7 @@
 """The study: what rows say, which runs are still missing, and that tables and figures follow from the rows."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,3 +260,11 @@ def test_every_row_of_evidence_and_rule_has_a_name_and_every_rule_is_accepted(tm
     assert all(rule_of(row) for row in study.read_rows(RESULTS / "stress_rules.jsonl"))
     for credit, options in map(settings_of, RULES):
         ITPOConfig(output_dir=str(tmp_path), use_cpu=True, credit=credit, **options)
+
+
+def test_prime_tells_nothing_about_a_failed_dialogue():
+    exp = Experience(
+        torch.tensor([1.0, math.nan]), torch.tensor([True, False]), torch.tensor([[1, 2], [1, 2]]),
+        torch.tensor([[0.1, 0.2], [0.3, 0.4]]),
+    )  # fmt: skip
+    assert turn_credit(LearningRule(credit="prime"), exp, 2).tolist() == [pytest.approx([0.1, 0.2]), [0.0, 0.0]]

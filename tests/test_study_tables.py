@@ -143,3 +143,8 @@ def test_committed_rows_are_found_read_and_never_written(tmp_path):
         committed_rows("mien", tmp_path)
     with pytest.raises(ItpoError, match="no rows of any study"):
         committed_rows("mine", tmp_path / "nowhere")
+
+
+def test_a_cell_without_the_credit_does_not_hide_the_cells_after_it():
+    rows = [row("trajectory", 0, 0.4), {**row("norm_itpo", 0, 0.4), "task": "document_writing"}]
+    assert "| document writing, rloo | 1 | 0.500 | 1 of 1 | none | none | none |" in standing_table(rows)

@@ -80,3 +80,21 @@ def test_patient_notes_repeats():
     first, second = (user.reply("how severe is it today ?").text for _ in range(2))
     assert "asked that already" not in first
     assert second.startswith("you asked that already .")
+
+
+def test_a_hidden_unit_has_to_be_named():
+    for difficulty, wanted in (("stress", [1.0, 0.0, 0.0, 0.0]), ("normal", [1.0, 1.0, 1.0, 1.0])):
+        task = get_task("math_tutoring", difficulty=difficulty)
+        goal = task.goal(0)
+        number, unit = goal.answer.split()
+        other = "pens" if unit != "pens" else "coins"
+        said = [f"the answer is {number} {end}" for end in (unit, other, "", f"{unit} {other}")]
+        assert [task.outcome(goal, [{"role": "assistant", "content": text}]) for text in said] == wanted
+
+
+def test_a_draft_that_breaks_off_pays_its_brevity():
+    task = get_task("document_writing")
+    goal = task.goal(0)
+    truth = goal.answer.split()
+    said = [{"role": "assistant", "content": "draft : " + " ".join(truth[:5])}]
+    assert task.outcome(goal, said) == pytest.approx(math.exp(1 - len(truth) / 5))

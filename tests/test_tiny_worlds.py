@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from itpo_lib.errors import ItpoError
 from itpo_lib.tasks import ceiling, get_task, play_scripted
-from itpo_lib.tasks.slots import Noise, asked_slot, told_values
+from itpo_lib.tasks.math_tiny import QUESTIONS, SLOTS
+from itpo_lib.tasks.slots import Noise, NoviceHabits, SlotNovice, asked_slot, told_values
 
 CEILINGS = {  # the range of the expert's mean outcome over 300 goals
     ("math_tutoring", "easy"): (0.99, 1.0),
@@ -204,3 +205,29 @@ def test_shipped_warm_start_is_competent_but_guesses_early(name):
 
     assert 0.1 <= success(task) <= 0.4 * ceiling(task, n=256) + 0.03  # one standard error at 256 dialogues
     assert success(revealed) >= 0.95 - 0.02  # the same
+
+
+def test_a_novice_without_bad_habits_asks_for_what_is_missing_and_then_answers():
+    slots, habits = [SLOTS["action"], SLOTS["amount"]], NoviceHabits(0.0, 0.0, 0.0)
+    for seed in range(10):
+        messages, asked = [{"role": "user", "content": "help ."}], []
+        answer = lambda told, rng: f"{told['action']} {told['amount']}"  # noqa: E731
+        novice = SlotNovice(slots, QUESTIONS, answer, np.random.default_rng(seed), habits, revealed=False)
+        for _ in slots:
+            said = novice.act(messages)
+            (name,) = (name for name, texts in QUESTIONS.items() if said in texts)
+            asked.append(name)
+            reply = {"action": "some are added .", "amount": "it is 5 of them ."}[name]
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": reply}]
+        assert set(asked) == {"action", "amount"}
+        assert novice.act(messages) == "added 5"
+
+
+@pytest.mark.parametrize("difficulty, shown", [("easy", {"action"}), ("normal", set()), ("stress", set())])
+def test_the_opening_tells_what_is_not_hidden_and_no_more(difficulty, shown):
+    slots = [SLOTS["action"], SLOTS["amount"]]
+    for revealed, names in ((False, shown), (True, {"action", "amount"})):
+        task = get_task("math_tutoring", difficulty=difficulty, revealed=revealed)
+        for goal in map(task.goal, range(20)):
+            truth = {name: goal.data["values"][name] for name in names}
+            assert told_values(task.opening_messages(goal), slots) == truth

@@ -16,8 +16,10 @@ from oracle import reference_run
 from transformers import TrainerCallback
 
 from itpo_lib.config import ITPOConfig
+from itpo_lib.dialogue import collate
 from itpo_lib.errors import DialogueFailed, ItpoError
-from itpo_lib.logprobs import backbone, lm_logits
+from itpo_lib.learning import LearningRule
+from itpo_lib.logprobs import backbone, lm_logits, token_logprobs
 from itpo_lib.models import load_policy, shipped_checkpoint
 from itpo_lib.resuming import COMPLETE, check_resumable, latest_checkpoint
 from itpo_lib.run import RunSettings, build_trainer, train
@@ -501,3 +503,51 @@ def test_a_run_in_waves_learns_what_a_run_without_learns(tmp_path, monkeypatch):
         trainer.train()
         curves.append([(r["outcome"], r["grad_norm"]) for r in trainer.state.log_history if "outcome" in r])
     assert asked == [1, 1, 2, 2] and curves[0] == [pytest.approx(row, rel=1e-2) for row in curves[1]]
+
+
+def test_kl_is_in_the_loss_or_in_the_reward(tmp_path):
+    for place in ("loss", "reward"):
+        trainer = build_trainer(settings(tmp_path / place, beta=0.1, kl_in=place, max_steps=1))
+        trainer.train()
+        assert (trainer.experience.penalties is not None) == (place == "reward")
+
+
+def test_the_kl_in_the_reward_has_its_coefficient(tmp_path):
+    trainer = build_trainer(settings(tmp_path, beta=0.1, kl_in="reward"))
+    trainer.train()
+    batch = collate(trainer.dialogues, trainer.chat.pad_id)
+    ratio = (batch.logprobs - token_logprobs(trainer.frozen, batch)) * batch.assistant_mask
+    assert ratio.abs().max() > 1e-3, "the policy has not moved"
+    torch.testing.assert_close(trainer.experience.penalties, 0.1 * ratio, atol=1e-6, rtol=0)
+
+
+def test_a_dialogues_seed_depends_on_run_step_batch_and_row(tmp_path):
+    trainer, rows = build_trainer(settings(tmp_path)), [{"goal_index": 0}] * 2
+    seeds = lambda: [episode.seed for episode in trainer._episodes(rows)]  # noqa: E731
+    first, second_batch = seeds(), seeds()
+    trainer.state.global_step = 1
+    second_step = seeds()
+    trainer.state.global_step = 0
+    assert seeds() == first
+    trainer.args.seed, trainer.state.global_step = trainer.args.seed + 1, 1
+    assert len({*first, *second_batch, *second_step, *seeds()}) == 8
+
+
+def test_a_run_has_goals_for_all_of_its_steps(tmp_path):
+    groups = 8 // 4
+    assert len(build_trainer(settings(tmp_path / "a")).train_dataset) == groups * 64
+    assert len(build_trainer(settings(tmp_path / "b", max_steps=100)).train_dataset) == groups * 100
+
+
+@pytest.mark.parametrize("option", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
+def test_every_knob_that_bends_the_policy_is_refused(tmp_path, option):
+    with pytest.raises(ItpoError, match="exact policy"):
+        ITPOConfig(output_dir=str(tmp_path), use_cpu=True, **option)
+
+
+def test_the_rule_takes_every_setting(tmp_path):
+    names = ("credit_temperature", "softmax_mode", "gamma", "gae_lambda", "length_penalty", "grpo_scale")
+    values = (0.7, "official", 0.9, 0.8, 0.01, "none")
+    chosen = dict(zip(names, values, strict=True))
+    args = ITPOConfig(output_dir=str(tmp_path), use_cpu=True, whiten_advantages=False, estimator="grpo", **chosen)
+    assert args.rule == LearningRule("norm_itpo", "grpo", "credit_weighted", whiten_advantages=False, **chosen)

@@ -1,6 +1,7 @@
 """The warm start at text scale: which tokens it learns, from which dialogues, and that it learns them."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,15 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
+from itpo_lib import warmstart as module
 from itpo_lib.chat import ChatFormat
 from itpo_lib.cli import app
 from itpo_lib.dialogue import collate
 from itpo_lib.errors import ItpoError
 from itpo_lib.evaluate import paired_gain
 from itpo_lib.logprobs import token_logprobs
-from itpo_lib.models import load_policy
-from itpo_lib.tasks import play_scripted
+from itpo_lib.models import load_policy, tiny_model
+from itpo_lib.tasks import get_task, play_scripted
 from itpo_lib.warmstart_text import (
     IGNORED,
     Mixture,
@@ -290,3 +292,22 @@ def test_a_task_without_scripts_is_refused(chat, tmp_path, monkeypatch):
     monkeypatch.setattr(TextMathTutoring, "novice", lambda self, goal, seed: None)
     with pytest.raises(ItpoError, match=r"'math_tutoring' .* has no scripted"):
         scripted_dialogues(replace(SMALL, mixture=Mixture(0.0, 0.0)), chat)
+
+
+def test_the_tiny_warm_start_imitates_the_novice(tmp_path, monkeypatch):
+    evaluate, seen, imitated = module.evaluate, [], module.novice_dialogues
+    short = lambda model, chat, world, n: evaluate(model, chat, world, n=4)  # noqa: E731
+    monkeypatch.setattr(module, "evaluate", short)
+    monkeypatch.setattr(module, "novice_dialogues", lambda *args: seen.append(args) or imitated(*args))
+    report = module.warmstart("math_tutoring", "easy", tmp_path / "p", steps=12, batch_size=4, seed=3)
+    assert [(args[0].revealed, *args[2:]) for args in seen[:4]] == [
+        (False, 72, 2), (True, 72, 2), (False, 74, 2), (True, 74, 2)
+    ]  # fmt: skip
+    trained, chat = load_policy(str(tmp_path / "p"))
+    fresh, world = tiny_model(chat.tokenizer, 3), get_task("math_tutoring", difficulty="easy")
+    batch = collate(imitated(world, chat, 0, 8), chat.pad_id)
+    losses = [float(-token_logprobs(m, batch).sum() / batch.assistant_mask.sum()) for m in (fresh, trained)]
+    assert losses[0] == pytest.approx(math.log(len(chat.tokenizer)), rel=0.05) and losses[1] < losses[0] - 1
+    assert (
+        report["final_loss"] == pytest.approx(losses[1], rel=0.25) and report["parameters"] == trained.num_parameters()
+    )
