@@ -95,7 +95,9 @@ def test_a_run_of_two_processes_goes_on_in_one(tmp_path):
     command = ["-m", "itpo_lib.cli", "train", "--device=cpu", "--eval-dialogues=4", f"--out={tmp_path / 'two'}"]
     launch([*accelerate, *command, *flags])
     note = json.loads((tmp_path / "two" / "checkpoint-2" / "itpo_complete.json").read_text())
+    files = note.pop("files")
     assert note == {"step": 2, "processes": 2, "dialogues": 16}
+    assert "optimizer.pt" in files and not any(name.startswith("rng_state") for name in files)  # each has its own
 
     resumed = RunSettings.load(tmp_path / "two")
     resumed.options["max_steps"] = 4
@@ -150,6 +152,22 @@ def test_resuming_keeps_the_batch(tmp_path, now, says):
     else:
         with pytest.raises(ItpoError, match=says):
             check_resumable(note, now)
+
+
+def test_each_process_wants_its_own_random_state(tmp_path):
+    note = tmp_path / "itpo_complete.json"
+    note.write_text(json.dumps({**checkpoint_note(arguments(8, 1, 2), step=2), "files": {"optimizer.pt": 0}}))
+    (tmp_path / "optimizer.pt").touch()
+    (tmp_path / "rng_state_0.pth").touch()
+    for index in (0, 1):
+        now = arguments(8, 1, 2)
+        now.process_index = index
+        if index == 0:
+            check_resumable(note, now)
+        else:
+            with pytest.raises(ItpoError, match=r"rng_state_1\.pth: missing or cut off"):
+                check_resumable(note, now)
+    check_resumable(note, arguments(16, 1, 1))  # another number of processes: theirs begin anew
 
 
 @pytest.mark.parametrize(
