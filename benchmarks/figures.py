@@ -302,6 +302,8 @@ def products() -> dict[Path, str]:
     if stress:
         rules = read_rows(RESULTS / "stress_rules.jsonl")
         tables |= {"stress": score_table(stress), "stress_rules": rules_table([*stress, *rules])}
+        slower = read_rows(RESULTS / "stress_5e-4.jsonl")
+        tables["stress_equal_rate"] = score_table([r for r in stress if r["credit"] != "trajectory"] + slower)
         built[PICTURES / "study_rules.svg"] = svg(rules_figure([*stress, *rules]))
         probed = {name: [r for r in rules if rule_of(r) == name and r["truth"]] for name in RULES}
         tables["truth_stress"] = truth_table({name: runs for name, runs in probed.items() if runs})
