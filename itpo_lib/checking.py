@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .errors import ItpoError, require
@@ -29,7 +30,8 @@ def check_types(kind: type, values: Mapping[str, Any], where: str = "") -> None:
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value of another type; an int is a float too, a bool or a text is no number."""
+    """Refuse a value of another type; an int is a float too, a bool or a text is no number. NumPy's count as Python's."""
+    value = value.item() if isinstance(value, np.generic) else value
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
     except ValidationError:
@@ -40,10 +42,11 @@ def check_type(name: str, value: Any, hint: Any) -> None:
 
 
 def check_bounds(owner: Any, bounds: Mapping[str, Sequence[str]]) -> None:
-    """Refuse numbers that are infinite or out of `bounds`: "> 0" and the like, with the fields that it holds for."""
+    """Refuse numbers out of `bounds`, "> 0" or "> 0 or infinite" and the like, with the fields that each holds for."""
     for bound, names in bounds.items():
-        sign, limit = bound.split()
+        sign, limit, *endless = bound.split()
         for name in names:
             value = getattr(owner, name)
-            fits = value is None or (math.isfinite(value) and SIGNS[sign](value, float(limit)))
-            require(fits, f"{name} must be {bound}, got {value}")
+            known = value is None or math.isfinite(value) or (bool(endless) and not math.isnan(value))
+            fits = value is None or (known and SIGNS[sign](value, float(limit)))
+            require(fits, f"{name} must be {bound if known else f'finite and {bound}'}, got {value}")

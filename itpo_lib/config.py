@@ -19,9 +19,11 @@ KL_PLACES = ("loss", "reward")
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")  # TRL's
 BOUNDS = {  # 1e-6: what is divided by it stays finite in float32
     ">= 1e-6": ("credit_temperature", "temperature", "prm_beta"),
-    "> 0": ("prm_learning_rate", "critic_learning_rate", "prm_max_grad_norm", "prm_clip", "critic_clip", "save_steps"),
+    "> 0": ("prm_learning_rate", "critic_learning_rate"),
+    "> 0 or infinite": ("prm_max_grad_norm", "prm_clip", "critic_clip"),
+    ">= 0 or infinite": ("max_grad_norm",),
     ">= 0": (
-        *("learning_rate", "beta", "length_penalty", "weight_decay", "max_grad_norm", "warmup_steps", "prm_replay"),
+        *("learning_rate", "beta", "length_penalty", "weight_decay", "warmup_steps", "prm_replay"),
         *("gamma", "gae_lambda", "max_failed_share"),
     ),
     "<= 1": ("gamma", "gae_lambda", "max_failed_share"),
@@ -99,6 +101,7 @@ class ITPOConfig(GRPOConfig):
     # TRL fields with another default
     num_generations: int = 8
     max_completion_length: int | None = None  # the trainer sets it: the task's limits decide
+    max_grad_norm: float | None = 1.0  # type: ignore[assignment]  # None: no clip, as the trainer takes it
     gradient_checkpointing: bool = False
     lr_scheduler_type: str = "constant"
     logging_steps: float = 1

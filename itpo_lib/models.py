@@ -131,8 +131,11 @@ def check_tokenizer(chat: ChatFormat, model: PreTrainedModel) -> None:
     )
 
 
-def check_policy(model: PreTrainedModel, peft_config: Any) -> None:
-    """Refuse a policy that sampling, PRM, reference and loss would not see alike."""
+def check_policy(model: PreTrainedModel, peft_config: Any, disable_dropout: bool = False) -> None:
+    """Refuse a policy that sampling, PRM, reference and loss would not see alike.
+
+    TRL's `disable_dropout` reaches layers, but neither attention's own dropout nor adapters that are added later.
+    """
     require(
         not hasattr(model, "peft_config"),
         "the policy already has adapters, and PRM and reference would start from the base below them: merge them "
@@ -140,10 +143,13 @@ def check_policy(model: PreTrainedModel, peft_config: Any) -> None:
     )
     settings = {**model.config.get_text_config().to_dict(), "lora_dropout": getattr(peft_config, "lora_dropout", 0)}
     heads = ("classifier", "summary")  # not on the way to a token
-    found = [f"{k}={v}" for k, v in settings.items() if "drop" in k and not k.startswith(heads) and v]
+    rates = {k: v for k, v in settings.items() if "drop" in k and not k.startswith(heads) and v}
+    out_of_reach = ("attention_dropout", "lora_dropout")
+    found = [f"{k}={v}" for k, v in rates.items() if k in out_of_reach or not disable_dropout]
+    advice = "set it to 0" if rates.keys() & set(out_of_reach) else "set it to 0, or disable_dropout=true"
     require(
         not found,
-        f"{', '.join(found)}: with dropout the loss sees another policy than the one that played; set it to 0",
+        f"{', '.join(found)}: with dropout the loss sees another policy than the one that played; {advice}",
     )
     ids = torch.arange(2, device=model.device)[None]
     with torch.no_grad():

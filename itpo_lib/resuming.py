@@ -26,6 +26,7 @@ def check_save_steps(args: ITPOConfig) -> None:
     """A checkpoint inside a reused generation could not resume exactly; refuse the setting."""
     reuse = args.steps_per_batch
     steps = args.save_steps
+    require(args.save_strategy != "steps" or steps > 0, f"save_steps must be > 0, got {steps}")
     require(
         reuse <= 1 or args.save_strategy == "no" or (steps >= 1 and steps % reuse == 0),
         f"save_steps={steps} must be a multiple of {reuse}, the optimizer steps that share one batch of dialogues",
@@ -43,7 +44,12 @@ def complete_checkpoint(folder: Path, parts: Sequence[Sidecar | Replay], args: I
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint of a run; one that was cut off while saving is passed over."""
     complete = [p.parent for p in run.glob(f"checkpoint-*/{COMPLETE}") if p.parent.name.split("-")[1].isdigit()]
-    return max(complete, key=lambda p: int(p.name.split("-")[1]), default=None)
+    return max(complete, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was made."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def checkpoint_note(args: ITPOConfig, step: int) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class RunSettings:
         require(path.exists(), f"{run} is no run: settings.json is missing")
         try:
             return cls(**{**json.loads(path.read_text()), "out": str(run)})
+        except ItpoError as error:
+            raise ItpoError(f"{path}: {error}") from error
         except (ValueError, TypeError) as error:
             raise ItpoError(f"corrupt run: {path.name} cannot be read ({error})") from error
 
@@ -149,7 +151,7 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     the policy. `resume` continues from the newest complete checkpoint, exactly.
     """
     from .callbacks import GracefulStop, MetricsFile, OnBegin, ProgressBar
-    from .resuming import COMPLETE, check_resumable, latest_checkpoint
+    from .resuming import COMPLETE, check_resumable, latest_checkpoint, step_of
 
     out = Path(settings.out)
     metrics = out / "metrics.jsonl"
@@ -166,10 +168,13 @@ def train(settings: RunSettings, resume: bool = False, callbacks: Sequence[Train
     checkpoint = latest_checkpoint(out) if resume else None
     if checkpoint is not None:
         check_resumable(checkpoint / COMPLETE, trainer.args)  # the trainer's check comes after DeepSpeed has loaded
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finally:
-        stop.release()
+    if checkpoint is not None and 0 < trainer.args.max_steps <= step_of(checkpoint):
+        trainer.restore(checkpoint)  # all steps are done: what is left is the evaluation
+    else:
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            stop.release()
     require(trainer.state.global_step > 0, "the run took no step: look at max_steps, num_train_epochs and batch sizes")
     result = RunResult(settings, before, None, task_ceiling(trainer.task), trainer, stopped=stop.asked)
     if not stop.asked and trainer.accelerator.is_main_process:
@@ -197,6 +202,7 @@ def _evaluate_before(settings: RunSettings, trainer: ITPOTrainer, keep: bool) ->
     """The starting policy's evaluation, made once per run; a resumed run keeps it, if it is of the same policy."""
     path = Path(settings.out) / "before.json"
     of = {"n": settings.n_eval, **{k: getattr(settings, k) for k in ("task", "scale", "model", "task_options")}}
+    of = json.loads(json.dumps(of))  # as it will be read: a tuple is a list by then
     if not (keep and path.exists()):
         write_whole(path, json.dumps({**measure(settings, trainer), "of": of}))
     try:

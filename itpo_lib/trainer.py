@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
@@ -81,7 +81,7 @@ class ITPOTrainer(GRPOTrainer):
         check_dataset(train_dataset, groups)
         check_save_steps(args)
         check_processes(args, adapters=peft_config is not None)
-        check_policy(model, peft_config)
+        check_policy(model, peft_config, args.disable_dropout)
         frozen = None if peft_config is not None else copy.deepcopy(model).requires_grad_(False).eval()
         kl_coef, args.beta = args.beta, 0.0  # TRL must not load a second reference: ours serves KL and PRM
         super().__init__(
@@ -347,6 +347,14 @@ class ITPOTrainer(GRPOTrainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(str(checkpoint)):
             super()._load_rng_state(checkpoint)
+
+    def restore(self, checkpoint: Path) -> None:
+        """The state of a checkpoint, without training on from it."""
+        with reading(str(checkpoint)):
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            for part in self._stateful():
+                part.load(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

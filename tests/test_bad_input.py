@@ -91,10 +91,20 @@ def test_weights_that_are_no_numbers_are_named():
         check_policy(model, None)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"task": 3}', '{"seed": "x"}', '{"steps": 3}', '{"device": "gpu"}'])
-def test_a_corrupt_run_is_named(tmp_path, text):
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("[]", r"corrupt run: settings\.json"),
+        ("{", r"corrupt run: settings\.json"),
+        ('{"steps": 3}', r"corrupt run: settings\.json"),
+        ('{"task": 3}', r"settings\.json: task must be str, got 3"),
+        ('{"seed": "x"}', r"settings\.json: seed must be int, got 'x'"),
+        ('{"device": "cuda"}', r"settings\.json: unknown device 'cuda'.*auto, cpu"),
+    ],
+)
+def test_a_corrupt_run_is_named(tmp_path, text, says):
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ItpoError, match=r"corrupt run: settings\.json"):
+    with pytest.raises(ItpoError, match=says):
         RunSettings.load(tmp_path)
 
 
@@ -120,7 +130,7 @@ NONSENSE = {
     "prm_clip": (0.0, -1.0), "prm_max_grad_norm": (0.0, -1.0), "prm_mini_batch_size": (0, -3), "prm_epochs": (0, -1),
     "critic_epochs": (0,), "micro_batch_size": (0,), "max_steps": (0, -2), "learning_rate": (NAN, -1.0),
     "num_iterations": (0,), "per_device_train_batch_size": (0,), "num_generations": (1,), "prm_beta": (1e-320,),
-    "max_completion_length": (10,), "gamma": (NAN, 2.0), "save_steps": (0,), "prm_balanced": ("no",),
+    "max_completion_length": (10,), "gamma": (NAN, 2.0), "prm_balanced": ("no",),
     "learning_rate ": ("abc",),
 }  # fmt: skip
 

@@ -10,17 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from oracle import reference_run
 from transformers import TrainerCallback
 
-from itpo_lib.config import ITPOConfig
+from itpo_lib.config import ITPOConfig, check_options
 from itpo_lib.dialogue import collate
 from itpo_lib.errors import DialogueFailed, ItpoError
 from itpo_lib.learning import LearningRule
 from itpo_lib.logprobs import backbone, lm_logits, token_logprobs
-from itpo_lib.models import load_policy, shipped_checkpoint
+from itpo_lib.models import check_policy, load_policy, shipped_checkpoint
 from itpo_lib.resuming import COMPLETE, check_resumable, latest_checkpoint
 from itpo_lib.run import RunSettings, build_trainer, train
 from itpo_lib.tasks import get_task, register_task
@@ -141,6 +142,9 @@ def test_the_prm_does_not_enter_the_gradient_clip_of_a_policy_with_adapters(tmp_
         ({"estimator": "grpo", "baseline": "official"}, "takes baseline auto, turn, outcome"),
         ({"top_p": 0.9}, "top_p"),
         ({"gamma": 2.0}, "gamma"),
+        ({"learning_rate": float("inf")}, "learning_rate must be finite and >= 0, got inf"),
+        ({"critic_clip": float("nan")}, "critic_clip must be .*got nan"),
+        ({"save_strategy": "steps", "save_steps": 0}, "save_steps must be > 0, got 0"),
         ({"credit": "value", "gamma": 0.9}, "gamma must be 1, got 0.9"),
         ({"no_such_field": 1}, "no_such_field"),
     ],
@@ -152,6 +156,11 @@ def test_bad_settings_are_refused_before_work(tmp_path, options, says):
 
 def with_dropout(model):
     model.config.attention_dropout = 0.1
+    return model, None
+
+
+def with_dropout_in_layers(model):
+    model.config.resid_pdrop = 0.1
     return model, None
 
 
@@ -177,7 +186,8 @@ def with_learned_positions(model):
 @pytest.mark.parametrize(
     "change, says",
     [
-        (with_dropout, "attention_dropout=0.1: with dropout the loss sees another policy"),
+        (with_dropout, "attention_dropout=0.1: with dropout the loss sees another policy .* set it to 0$"),
+        (with_dropout_in_layers, r"resid_pdrop=0\.1: .* or disable_dropout=true"),
         (with_dropout_in_adapters, "lora_dropout=0.05: with dropout"),
         (with_adapters, "already has adapters.*merge"),
         (with_learned_positions, "gpt2 has learned positions"),
@@ -191,6 +201,54 @@ def test_a_policy_that_the_loss_would_see_otherwise_is_refused(tmp_path, change,
             model, ITPOConfig(output_dir=str(tmp_path), use_cpu=True, **SMALL), get_task("math_tutoring"), chat,
             peft_config=peft_config,
         )  # fmt: skip
+
+
+def test_dropout_in_layers_can_be_left_to_trl(tmp_path):
+    model, _ = with_dropout_in_layers(load_policy("tiny")[0])
+    check_policy(model, None, disable_dropout=True)
+    model.config.attention_dropout = 0.1
+    with pytest.raises(ItpoError, match=r"^attention_dropout=0\.1: "):
+        check_policy(model, None, disable_dropout=True)
+
+
+def test_no_clip_can_be_said_and_numpys_numbers_are_numbers(tmp_path):
+    endless = dict.fromkeys(("prm_max_grad_norm", "critic_clip", "prm_clip", "max_grad_norm"), float("inf"))
+    common = {"output_dir": str(tmp_path), "use_cpu": True}
+    assert ITPOConfig(**common, **endless).critic_clip == float("inf")
+    numbers = {"max_steps": np.int64(3), "prm_balanced": np.bool_(True), "max_grad_norm": None}
+    check_options(numbers)
+    assert ITPOConfig(**common, **numbers, save_strategy="no", save_steps=0).max_steps == 3
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_resuming_a_finished_run_only_evaluates_it(tmp_path, lora):
+    """Cut off in the last evaluation: the policy is the checkpoint's, and no step is taken beyond the last."""
+    run = settings(tmp_path, save_strategy="steps", save_steps=2)
+    run.lora = lora
+    train(run)
+    folder = tmp_path / "run"
+    (weights,) = (folder / "policy").glob("*model.safetensors")
+    trained, names = weights.read_bytes(), sorted(path.name for path in folder.iterdir())
+    shutil.rmtree(folder / "policy")
+    (folder / "report.html").unlink()
+    again = train(run, resume=True)
+    assert weights.read_bytes() == trained and sorted(path.name for path in folder.iterdir()) == names
+    assert again.trainer.state.global_step == 2 and not any("checkpoint-3" in name for name in names)
+
+
+def test_an_evaluation_knows_its_run_whatever_the_tasks_options_are_made_of(tmp_path):
+    """A tuple, and a dict by numbers, are other things once they were JSON."""
+
+    class Optioned(TinyMathTutoring):
+        name = "optioned"
+
+        def __init__(self, pair=(0, 0), by=None, **options):
+            super().__init__(**options)
+
+    register_task(Optioned)
+    run = settings(tmp_path, task_options={"pair": (1, 2), "by": {1: 2}}, max_steps=1)
+    run.task, run.model = "optioned", str(shipped_checkpoint("math_tutoring"))
+    assert train(run).trainer.state.global_step == 1
 
 
 def test_the_prm_and_the_critic_answer_with_their_own_weights(tmp_path):
