@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerState
+from trl import GRPOTrainer
 
 from .errors import ItpoError, require
 from .files import write_whole
@@ -131,3 +133,44 @@ def check_optimizer_parts(made: dict[str, Any], checkpoint: str, args: ITPOConfi
         parts == here,
         f"{checkpoint} was made {by}, and the optimizer's state in it cannot be read otherwise. Resume with {wanted}",
     )
+
+
+class ResumableTrainer(GRPOTrainer):
+    """TRL's trainer with checkpoints that hold all that trains beside the policy, and that say what is wrong with them."""
+
+    args: ITPOConfig
+
+    def _stateful(self) -> list[Sidecar | Replay]:
+        """What a checkpoint holds beyond the policy."""
+        return []
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            complete_checkpoint(folder, self._stateful(), self.args, self.state.global_step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            check_resumable(Path(checkpoint) / COMPLETE, self.args)
+        with reading(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            for part in self._stateful():
+                part.load(Path(checkpoint))
+
+    def restore(self, checkpoint: Path) -> None:
+        """The state of a checkpoint, without training on from it."""
+        with reading(str(checkpoint)):
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            for part in self._stateful():
+                part.load(checkpoint)

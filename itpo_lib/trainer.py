@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
@@ -36,7 +36,7 @@ from .out_of_memory import PLAYING, SCORING, TRAINING, memory_advice
 from .prm import reference
 from .processes import check_processes
 from .replay import Judged, Replay
-from .resuming import COMPLETE, check_resumable, check_save_steps, complete_checkpoint, reading
+from .resuming import ResumableTrainer, check_save_steps
 from .rollout import Episode, play
 from .sidecar import Sidecar
 from .tasks.base import Task
@@ -49,7 +49,7 @@ BIG_VOCABULARY = 4096  # above it TRL's LM head costs too much on a CPU
 ORDERLESS_LOSSES = ("dapo", "grpo", "dr_grpo", "cispo")  # no normalising within a slice
 
 
-class ITPOTrainer(GRPOTrainer):
+class ITPOTrainer(ResumableTrainer):
     """Multi-turn RL with turn-wise credit on any `Task`.
 
     Args: `model`, a causal LM; `args`; `task`; `chat`, the tokenizer's `ChatFormat`; `train_dataset`,
@@ -325,42 +325,10 @@ class ITPOTrainer(GRPOTrainer):
         yield
         self._log({f"time/{name}": time.perf_counter() - began})
 
-    # -- checkpoints -----------------------------------------------------------------------------
-
     def _sidecars(self) -> list[Sidecar]:
+        """What trains beside the policy."""
         return [part.sidecar for part in (self.prm, self.critic, self.value_model) if part is not None]
 
     def _stateful(self) -> list[Sidecar | Replay]:
         """What a checkpoint holds beyond the policy."""
         return [*self._sidecars(), *([] if self.replay is None else [self.replay])]
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            complete_checkpoint(folder, self._stateful(), self.args, self.state.global_step)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with reading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with reading(str(checkpoint)):
-            super()._load_rng_state(checkpoint)
-
-    def restore(self, checkpoint: Path) -> None:
-        """The state of a checkpoint, without training on from it."""
-        with reading(str(checkpoint)):
-            self._load_from_checkpoint(str(checkpoint))
-            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            for part in self._stateful():
-                part.load(checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            check_resumable(Path(checkpoint) / COMPLETE, self.args)
-        with reading(str(checkpoint)):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            for part in self._stateful():
-                part.load(Path(checkpoint))

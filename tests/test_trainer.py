@@ -570,6 +570,17 @@ def test_kl_is_in_the_loss_or_in_the_reward(tmp_path):
         assert (trainer.experience.penalties is not None) == (place == "reward")
 
 
+def test_the_reference_of_the_users_words_cannot_make_the_kl_infinite(tmp_path):
+    """TRL takes exp(ref - policy) of all tokens, then masks; exp(0 - (-90)) times a mask of 0 is NaN."""
+    trainer = build_trainer(settings(tmp_path, beta=0.1))
+    inner, seen = trainer._generate_and_score_completions, []
+    trainer._generate_and_score_completions = lambda inputs: seen.append(inner(inputs)) or seen[-1]
+    trainer.train()
+    batch = collate(trainer.dialogues, trainer.chat.pad_id)
+    reference = seen[-1]["ref_per_token_logps"][:, : batch.turn_ids.shape[1]]
+    assert (reference[~batch.assistant_mask] + 90.0).exp().max() == 0 and reference[batch.assistant_mask].min() > -90
+
+
 def test_the_kl_in_the_reward_has_its_coefficient(tmp_path):
     trainer = build_trainer(settings(tmp_path, beta=0.1, kl_in="reward"))
     trainer.train()
