@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from itpo_lib import study
 from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import ItpoError
+from itpo_lib.evaluate import bootstrap_mean
 from itpo_lib.learning import Experience, LearningRule, token_advantages, turn_credit
 from itpo_lib.study import Cell, area, grid, paired, read_rows, run_study, score, steps_to, wins
 
@@ -52,6 +54,14 @@ def test_paired_test_counts_sign_flips():
     assert paired(ours[:2], theirs[1:])[0].mean == pytest.approx(0.2 / 0.8)  # seed 1 alone
     with pytest.raises(ItpoError, match="no common seeds"):
         paired(ours[:1], theirs[1:])
+
+
+@pytest.mark.parametrize("n, coverage", [(3, 0.74), (5, 0.83)])
+def test_why_a_few_seeds_get_no_bootstrap_interval(n, coverage):
+    """What docs/study.md says: how often a 95% interval of n normal numbers holds their mean."""
+    draws = np.random.default_rng(0).normal(size=(1000, n))
+    found = [bootstrap_mean(row, resamples=500) for row in draws]
+    assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(coverage, abs=0.03)
 
 
 def test_wins_count_ties_half():
