@@ -14,6 +14,7 @@ import torch
 from itpo_lib.config import ITPOConfig
 from itpo_lib.errors import ItpoError
 from itpo_lib.out_of_memory import PLAYING, SCORING, TRAINING, advice, is_out_of_memory, memory_advice
+from itpo_lib.resuming import COMPLETE
 from itpo_lib.run import RunSettings, build_trainer
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +113,7 @@ def test_out_of_memory_while_playing_saves_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "play", fail_at_the_third)
     with pytest.raises(ItpoError, match="saved at step 2"):
         trainer.train()
-    assert (tmp_path / "run" / "checkpoint-2" / module.COMPLETE).exists()
+    assert (tmp_path / "run" / "checkpoint-2" / COMPLETE).exists()
 
 
 def run_script(name: str, *arguments: str) -> str:
